@@ -1,0 +1,99 @@
+"""Config files (ml_collections), overrides from the command line, and frozen dataclasses made from them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ml_collections
+
+from hisam_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+    """Runs `get_config()` of a Python file and applies `{"model.layers": "4"}`-style overrides.
+
+    Raises:
+        UserError: no such file, no `get_config`, an unknown field (names the nearest), a value of another type.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError("no such config file", path=file)
+    spec = importlib.util.spec_from_file_location(f"hisam_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise UserError(
+            f"{type(error).__name__}: {error}", path=file, expected="a Python file with get_config() -> ConfigDict"
+        ) from error
+    for field, text in (overrides or {}).items():
+        _override(config, field, text, file)
+    return config
+
+
+def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
+    """A frozen dataclass `cls` from a config section named `where`; unknown fields and wrong types are `UserError`s."""
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    values = {}
+    for name, value in section.items():
+        if name not in known:
+            raise UserError("unknown config field", field=f"{where}.{name}", expected=_nearest(name, known))
+        values[name] = _coerce(value, hints[name], f"{where}.{name}")
+    return cls(**values)
+
+
+def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Path) -> None:
+    node, path = config, field.split(".")
+    for depth, name in enumerate(path):
+        if not isinstance(node, ml_collections.ConfigDict) or name not in node:
+            known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
+            prefix = ".".join(path[:depth])
+            raise UserError(
+                "unknown config field", path=file, field=field, expected=_nearest(name, known, prefix and prefix + ".")
+            )
+        parent, node = node, node[name]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    hint = type(node) if node is not None else Any
+    with parent.ignore_type():
+        parent[path[-1]] = _coerce(value, hint, field)
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"{prefix}{close[0]} or another of {', '.join(sorted(known))}" if close else "no field here"
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    for option in options:
+        base = typing.get_origin(option) or option
+        if base is typing.Literal and value in typing.get_args(option):
+            return value
+        if base is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if base is tuple and isinstance(value, (list, tuple)):
+            return tuple(value)
+        if isinstance(base, type) and issubclass(base, Mapping) and isinstance(value, Mapping):
+            return value
+        if isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise UserError(f"value {value!r} of type {type(value).__name__}", field=where, expected=names)

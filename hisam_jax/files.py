@@ -1,0 +1,108 @@
+"""Outputs that are whole or absent: written beside their place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hisam_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def full_disk_is_a_user_error(path: str | os.PathLike) -> Iterator[None]:
+    """Turns 'no space left' and 'quota exceeded' into a `UserError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"the disk is full ({error.strerror})", path=path, hint="free space and run the same command again"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a scratch directory that becomes `path` when the block ends well and vanishes when it does not.
+
+    An existing `path` is replaced only at the end. What a killed run left behind is removed first.
+    """
+    final = Path(path)
+    scratch, retired = (final.parent / f".{final.name}.{kind}" for kind in ("partial", "retired"))
+    with full_disk_is_a_user_error(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if retired.exists() and not final.exists():
+            retired.rename(final)  # killed between the two renames below
+        for leftover in (scratch, retired):
+            shutil.rmtree(leftover, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+            _flush_tree(scratch)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        if final.exists():
+            final.rename(retired)
+        scratch.rename(final)
+        _flush(final.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def atomic_write(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a whole file or leaves what was there."""
+    final = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    scratch = final.parent / f".{final.name}.partial"
+    with full_disk_is_a_user_error(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(scratch, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            scratch.replace(final)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of(*parts: str | bytes | np.ndarray) -> str:
+    """Hex SHA-256 of strings, bytes and arrays (dtype and shape included), each part delimited by its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            head, data = f"{part.dtype.str}{part.shape}", np.ascontiguousarray(part).tobytes()
+        else:
+            head, data = type(part).__name__, part.encode() if isinstance(part, str) else part
+        digest.update(f"{head}:{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            _flush(Path(folder) / name)
+        _flush(Path(folder))
