@@ -1,0 +1,58 @@
+# `make demo`, `make test`, `make lint`, `make bench`; `PYTHON=python3.12 make test` picks an interpreter.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+PYTEST_ARGS ?=
+BENCH ?= $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py)))
+
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0])')
+# One stamp for each interpreter version: another PYTHON finds no stamp of its own and rebuilds the environment.
+INSTALLED := $(VENV)/installed-$(VERSION)
+
+.PHONY: demo test lint bench venv clean
+
+demo: venv
+	$(BIN)/hisam prepare --source shop --out $(DEMO)/shop
+	$(BIN)/hisam tokenize --dataset $(DEMO)/shop --config configs/tokenizer/dst.py --out $(DEMO)/ids
+	$(BIN)/hisam train --dataset $(DEMO)/shop --ids $(DEMO)/ids --config configs/shop.py --workdir $(DEMO)/run
+	$(BIN)/hisam evaluate --workdir $(DEMO)/run
+	$(BIN)/hisam recommend --workdir $(DEMO)/run --user u0 -k 5
+	$(BIN)/hisam report --workdir $(DEMO)/run
+
+test: venv
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: venv
+	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name; done
+
+venv: $(INSTALLED)
+
+# Colab and minimal Debian have no ensurepip; the interpreter's own pip can fill a bare environment.
+$(INSTALLED): pyproject.toml requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("hisam: error: Python %d.%d is too old; expected 3.11 or newer, as in PYTHON=python3.12 make" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	if [ ! -e $(VENV)/made-$(VERSION) ]; then
+	  rm -rf $(VENV)
+	  if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then
+	    $(PYTHON) -m venv $(VENV)
+	  else
+	    $(PYTHON) -m venv --without-pip $(VENV)
+	    $(PYTHON) -m pip --python $(BIN)/python install --quiet pip || {
+	      echo "hisam: error: $(PYTHON) has neither venv nor pip; install your system's python3-venv package" >&2; exit 2; }
+	  fi
+	  touch $(VENV)/made-$(VERSION)
+	fi
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

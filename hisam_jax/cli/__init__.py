@@ -1,0 +1,62 @@
+"""The command `hisam VERB`: parses, calls one function, prints its result on stdout; progress goes to stderr."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import hisam_jax
+from hisam_jax.cli import data, model, results
+from hisam_jax.cli.common import Parser, add_verb, split_overrides, write_result
+from hisam_jax.errors import UserError
+
+DONE, OUR_FAULT, USER_CAN_MEND, INTERRUPTED = 0, 1, 2, 130
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns 0, 2 after one `hisam: error:` line, or 130; our own faults keep their traceback (1)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the runtimes' own chatter would drown the progress lines
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        return _refuse(error)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        return _refuse(UserError(error.strerror, path=error.filename))
+    except KeyboardInterrupt:
+        print("hisam: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def build_parser() -> Parser:
+    """The parser of every verb."""
+    parser = Parser(
+        prog="hisam",
+        description="From raw interaction logs and a catalogue to semantic IDs, a trained model and recommendations.",
+        epilog="`hisam VERB --help` lists every flag of a verb with its unit and default.",
+    )
+    parser.add_argument("--version", action="version", version=f"hisam {hisam_jax.__version__}")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    for name, verb in {**data.VERBS, **model.VERBS, **results.VERBS}.items():
+        add_verb(verbs, name, verb)
+    return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    argv, overrides = split_overrides(argv)
+    arguments = build_parser().parse_args(argv)
+    if overrides and "config" not in arguments:
+        raise UserError(f"hisam {arguments.verb} takes no config", field=f"--config.{next(iter(overrides))}")
+    arguments.overrides = overrides
+    write_result(arguments.call(arguments))
+    return DONE
+
+
+def _refuse(error: UserError) -> int:
+    print(f"hisam: error: {error}", file=sys.stderr)
+    return USER_CAN_MEND

@@ -1,0 +1,101 @@
+"""`hisam prepare`, `hisam download`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hisam_jax.cli.common import Verb, count, seed, share
+from hisam_jax.errors import UserError
+
+SOURCES = ("movielens", "amazon2014", "amazon2023", "sequences", "recbole", "table", "shop")
+PROTOCOLS = ("per_user_time", "chronological", "leave_one_out")
+SUMMARY_KEYS = ("users", "items", "interactions", "modalities", "split", "history", "cold", "rejected", "seconds")
+
+
+def _prepare_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--source", choices=SOURCES, required=True, help="the form of the raw data; shop is the embedded generator")
+    add(
+        "--raw",
+        metavar="DIR",
+        help="the folder of raw data (default: OUT.raw for shop, which writes it; else required)",
+    )
+    add("--out", metavar="DIR", required=True, help="where the dataset goes; replaced as a whole at the end")
+    add("--images", metavar="DIR", help="the folder of pictures, one an item")
+    add("--protocol", choices=PROTOCOLS, default="leave_one_out", help="which events are held out")
+    add(
+        "--text-encoder",
+        metavar="NAME",
+        default="tfidf_svd",
+        help="tfidf_svd, sentence_transformers:NAME, precomputed:FILE or none",
+    )
+    add("--image-encoder", metavar="NAME", default="hog_color", help="hog_color, clip:NAME, precomputed:FILE or none")
+    add(
+        "--min-user",
+        metavar="N",
+        type=count,
+        default=1,
+        help="events that a user needs to stay, applied with --min-item until nothing changes",
+    )
+    add("--min-item", metavar="N", type=count, default=1, help="events that an item needs to stay")
+    add("--max-history", metavar="N", type=count, default=300, help="latest events that the model sees of a user")
+    add(
+        "--max-rejected",
+        metavar="SHARE",
+        type=share,
+        default=0.1,
+        help="share of unusable rows, 0 to 1, above which nothing is prepared",
+    )
+    add(
+        "--seed",
+        metavar="N",
+        type=seed,
+        default=0,
+        help="seed of the tie-break among equal timestamps, and of the shop",
+    )
+    add("--cache", metavar="DIR", help="where encoded features are kept between calls, by content")
+
+
+def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
+    from hisam_jax.data.prepare import prepare
+
+    if arguments.raw is None and arguments.source != "shop":
+        raise UserError("no folder of raw data", field="--raw", expected=f"--raw DIR with --source {arguments.source}")
+    manifest = prepare(
+        arguments.source,
+        arguments.raw or f"{Path(arguments.out)}.raw",
+        arguments.out,
+        images=arguments.images,
+        protocol=arguments.protocol,
+        text_encoder=arguments.text_encoder,
+        image_encoder=arguments.image_encoder,
+        min_user=arguments.min_user,
+        min_item=arguments.min_item,
+        seed=arguments.seed,
+        max_history=arguments.max_history,
+        max_rejected=arguments.max_rejected,
+        cache_dir=arguments.cache,
+        reader_options={},
+    )
+    return {"dataset": str(arguments.out), **{key: manifest[key] for key in SUMMARY_KEYS if key in manifest}}
+
+
+def _download_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the name of a public data set; a wrong one lists them all")
+    parser.add_argument("--out", metavar="DIR", required=True, help="where the raw files go; a broken download goes on")
+
+
+def _download(arguments: argparse.Namespace) -> Any:
+    from hisam_jax.data.download import download
+
+    return download(arguments.name, arguments.out)
+
+
+VERBS = {
+    "prepare": Verb(
+        "Turns raw logs and a catalogue into a dataset with features and splits.", _prepare_flags, _prepare
+    ),
+    "download": Verb("Fetches a public data set, with resume and checksums.", _download_flags, _download),
+}

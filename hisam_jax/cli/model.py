@@ -1,0 +1,61 @@
+"""`hisam tokenize`, `hisam train`, `hisam evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hisam_jax.cli.common import Verb, add_config, config_of
+
+
+def _tokenize_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", metavar="DIR", required=True, help="a dataset that `hisam prepare` left")
+    add_config(parser, "configs/tokenizer/dst.py")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="where the table of semantic IDs and diagnostics.json go"
+    )
+
+
+def _tokenize(arguments: argparse.Namespace) -> Any:
+    from hisam_jax.tokenizer.run import tokenize
+
+    return tokenize(arguments.dataset, config_of(arguments), arguments.out)
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", metavar="DIR", required=True, help="a dataset that `hisam prepare` left")
+    parser.add_argument("--ids", metavar="DIR", required=True, help="a table that `hisam tokenize` left")
+    add_config(parser, "configs/shop.py")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        required=True,
+        help="where metrics.jsonl, TensorBoard events, checkpoints and the resolved config go; a run that was stopped "
+        "goes on from its last checkpoint there",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> Any:
+    from hisam_jax.training.run import train
+
+    return train(arguments.dataset, arguments.ids, config_of(arguments), arguments.workdir)
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="a run that `hisam train` left")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="which held-out events are scored"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> Any:
+    from hisam_jax.evaluation.run import evaluate
+
+    return evaluate(arguments.workdir, arguments.split)
+
+
+VERBS = {
+    "tokenize": Verb("Fits a tokenizer and gives every item its semantic ID.", _tokenize_flags, _tokenize),
+    "train": Verb("Trains a model; started again, it goes on where it was stopped.", _train_flags, _train),
+    "evaluate": Verb("Scores a run over the whole catalogue, beside the baselines.", _evaluate_flags, _evaluate),
+}

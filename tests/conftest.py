@@ -1,0 +1,29 @@
+"""What every test stands on: the CPU unless another platform is asked for, repeatable properties, real data if any."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any import of jax or matplotlib.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import pytest
+
+# Wall-clock deadlines and random examples would make a slow or unlucky machine fail; `search` is for hunting by hand.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of public data sets: `$HISAM_DATA`, or `shared/data` beside the checkout; absent, the test is skipped."""
+    root = Path(os.environ.get("HISAM_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip("no public data sets: set HISAM_DATA to their folder")
+    return root
