@@ -1,0 +1,213 @@
+"""Prepared dataset -> packed training batches, through Grain: read, cut into windows, pack, look codes up, batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import grain
+import numpy as np
+
+from hisam_jax.data import records
+from hisam_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from hisam_jax.data.dataset import Dataset
+
+TRAIN = 0
+PACKING_BINS = 64  # open rows of the first-fit packer: more leave less padding and mix more of two epochs
+FEATURES = ("item", "action", "positive", "gap", "rank_weight", "next_weight")
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """Shape and order of training batches.
+
+    Attributes:
+        items_per_row: N, events in a packed row.
+        rows: B, rows in a batch of this process.
+        window: the longest run of one user's events that a model sees at once, at most `items_per_row`.
+        seed: of the shuffle and of the window offsets.
+        workers: reading processes; 0 reads in threads of this one. Part of a checkpoint's identity.
+        epochs: passes over the data, None for no end.
+    """
+
+    items_per_row: int = 300
+    rows: int = 16
+    window: int = 300
+    seed: int = 0
+    workers: int = 0
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, least in (("items_per_row", 2), ("rows", 1), ("window", 2), ("workers", 0), ("seed", 0)):
+            if (value := getattr(self, field)) < least:
+                raise UserError(f"value {value}", field=f"data.{field}", expected=f"{least} or more")
+        if self.epochs is not None and self.epochs < 1:
+            raise UserError(f"value {self.epochs}", field="data.epochs", expected="1 or more, or None")
+        if self.window > self.items_per_row:
+            raise UserError(
+                f"value {self.window}", field="data.window", expected=f"at most items_per_row, {self.items_per_row}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """An iterable of batches whose iterator Orbax saves and restores exactly.
+
+    A batch has int32 item, segment (0 = padding), action `[B, N]`, codes `[B, N, L]`, and float32 positive, gap,
+    rank_weight, next_weight `[B, N]`. Close the iterator when done with it.
+    """
+
+    batches: grain.IterDataset
+    config: PipelineConfig
+    shard_index: int
+    shard_count: int
+    steps_per_epoch: int  # an estimate: packing decides
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return iter(self.batches)
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved position depends on: restored under another one, it would go on with the wrong data."""
+        return {**dataclasses.asdict(self.config), "shard_count": self.shard_count}
+
+
+def make_pipeline(
+    dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, *, shard_index: int = 0, shard_count: int = 1
+) -> Pipeline:
+    """Batches of every TRAIN event, each exactly once an epoch, in windows shuffled over all users.
+
+    Args:
+        dataset: the prepared dataset; its records and each user's `train_events` are read.
+        codes_IL: int32 semantic codes of every item.
+        config: shapes, seed, workers, epochs.
+        shard_index: this process.
+        shard_count: how many processes share the data.
+
+    Raises:
+        UserError: nothing to train on.
+    """
+    train_events_U = dataset.users["train_events"].to_numpy()
+    index = WindowIndex.of(train_events_U, config.window)
+    if len(index) < shard_count:
+        raise UserError(
+            f"{int(train_events_U.sum())} training events in {len(index)} windows",
+            path=dataset.path,
+            expected=f"at least one window for each of {shard_count} processes",
+        )
+    source = grain.MapDataset.source(index).shuffle(seed=config.seed)
+    read = ReadWindow(grain.sources.ArrayRecordDataSource(dataset.record_paths), config.window, config.seed, len(index))
+    windows = source.map_with_index(read)[shard_index::shard_count].repeat(config.epochs)
+    stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=128))
+    if config.workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    packed = grain.experimental.FirstFitPackIterDataset(
+        stream,
+        length_struct=dict.fromkeys(FEATURES, config.items_per_row),
+        num_packing_bins=max(PACKING_BINS, config.rows),
+        seed=config.seed,
+    )
+    pad = functools.partial(grain.experimental.batch_and_pad, batch_size=config.rows, pad_value=0)
+    batches = packed.batch(config.rows, batch_fn=pad).map(functools.partial(finish_batch, codes_IL=codes_IL))
+    steps = math.ceil(train_events_U.sum() / (config.rows * config.items_per_row * shard_count))
+    return Pipeline(
+        grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2),
+        config,
+        shard_index,
+        shard_count,
+        steps,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowIndex:
+    """Random access to (user, ordinal of the window within the user), users in order."""
+
+    user_W: np.ndarray
+    ordinal_W: np.ndarray
+
+    @classmethod
+    def of(cls, train_events_U: np.ndarray, window: int) -> WindowIndex:
+        """`ceil(events / window)` windows for each user."""
+        windows_U = -(-train_events_U.astype(np.int64) // window)
+        user_W = np.repeat(np.arange(len(windows_U)), windows_U)
+        first_U = np.cumsum(windows_U) - windows_U
+        return cls(user_W, np.arange(len(user_W)) - first_U[user_W])
+
+    def __len__(self) -> int:
+        return len(self.user_W)
+
+    def __getitem__(self, row: int) -> tuple[int, int]:
+        return int(self.user_W[row]), int(self.ordinal_W[row])
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadWindow(grain.transforms.MapWithIndex):
+    """(user, ordinal) -> that window's features; the cuts depend on seed, epoch and user, so that windows tile."""
+
+    records: Any
+    window: int
+    seed: int
+    windows_per_epoch: int
+
+    def map_with_index(self, index: int, element: tuple[int, int]) -> Batch:
+        user, ordinal = element
+        epoch = index // self.windows_per_epoch
+        sequence = records.decode(self.records[user])
+        features = event_features(sequence)
+        train = np.flatnonzero(sequence.split == TRAIN)
+        cuts = window_cuts(len(train), self.window, np.random.default_rng((self.seed, epoch, user)))
+        chosen = train[cuts[ordinal] : cuts[ordinal + 1]]
+        window = {name: values[chosen] for name, values in features.items()}
+        window["rank_weight"] = np.isfinite(sequence.rating[chosen]).astype(np.float32)
+        window["next_weight"] = window["positive"].copy()
+        window["next_weight"][0] = 0.0
+        return window
+
+
+def window_cuts(events: int, window: int, rng: np.random.Generator) -> np.ndarray:
+    """Bounds `[0, ..., events]` of `ceil(events / window)` runs; the first one's length is drawn, inner ones are full.
+
+    No draw needs more windows than the tightest tiling, so packing never pays for the randomness.
+    """
+    count = max(1, -(-events // window))
+    if count == 1:
+        return np.array([0, events])
+    first = rng.integers(events - (count - 1) * window, window + 1)
+    return np.concatenate([[0], first + window * np.arange(count - 1), [events]])
+
+
+def event_features(sequence: records.UserSequence) -> Batch:
+    """item, action, positive and gap of every event of a user, as a model reads them in training and serving.
+
+    action: 0 unknown, else twice the rating, within 1..10. gap: log1p of the hours since the user's previous event, 0
+    for the first one and where either has no timestamp.
+    """
+    hours = np.diff(sequence.timestamp, prepend=sequence.timestamp[:1]) / 3600.0
+    known = (sequence.timestamp > 0) & (np.concatenate([[0], sequence.timestamp[:-1]]) > 0)
+    rated = np.isfinite(sequence.rating)
+    action = np.clip(np.rint(2 * np.where(rated, sequence.rating, 0)), 1, 10)
+    return {
+        "item": sequence.item.astype(np.int32),
+        "action": np.where(rated, action, 0).astype(np.int32),
+        "positive": sequence.positive.astype(np.float32),
+        "gap": np.where(known, np.log1p(np.maximum(hours, 0.0)), 0.0).astype(np.float32),
+    }
+
+
+def finish_batch(packed: Mapping[str, np.ndarray], codes_IL: np.ndarray) -> Batch:
+    """Packed features with their segments, and the items' codes (zeros in the padding)."""
+    batch = {name: packed[name] for name in FEATURES}
+    batch["segment"] = packed["item_segment_ids"]
+    batch["codes"] = np.where(batch["segment"][..., None] > 0, codes_IL[batch["item"]], 0).astype(np.int32)
+    return batch
+
+
+def fill(batch: Mapping[str, np.ndarray]) -> float:
+    """The share of positions that hold an event: one less the padding share."""
+    return float(np.mean(batch["segment"] > 0))
