@@ -1,0 +1,142 @@
+"""The prepared dataset on disk: manifest, items, users, features, thumbnails and ArrayRecord sequences."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from hisam_jax.data.records import UserSequence, decode
+from hisam_jax.errors import UserError
+from hisam_jax.files import sha256_file
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+COLD_ITEM_EVENTS = 10  # fewer training interactions than this: a cold item
+COLD_USER_EVENTS = 10  # fewer events before the scored one: a cold user
+_AGAIN = "run `hisam prepare` again"
+
+
+class Dataset:
+    """A folder written by `hisam_jax.data.prepare.prepare`, opened for reading.
+
+    Attributes:
+        path: the folder.
+        manifest: `manifest.json`.
+        items: one row an item index: item_id, title, text, categories, image, train_count, cold.
+        users: one row a user index: user_id, events, train_events.
+        features: modality -> float32 [I, D], memory-mapped; zero rows where an item lacks the modality.
+        present: modality -> bool [I].
+        train_items: bool [I], items with at least one TRAIN interaction; what every statistic is fitted on.
+        record_paths: the ArrayRecord files; record u of their concatenation is user u.
+    """
+
+    def __init__(self, path: str | Path, manifest: Mapping[str, Any]):
+        self.path, self.manifest = Path(path), dict(manifest)
+        self.items = pl.read_parquet(self.path / "items.parquet")
+        self.users = pl.read_parquet(self.path / "users.parquet")
+        folder = self.path / "features"
+        self.features = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest["modalities"]}
+        self.present = {name: np.load(folder / f"{name}.present.npy") for name in manifest["modalities"]}
+        self.train_items = self.items["train_count"].to_numpy() > 0
+        self.record_paths = [str(file) for file in sorted((self.path / "sequences").glob("*.array_record"))]
+
+    @classmethod
+    def load(cls, path: str | Path, verify: bool = True) -> Dataset:
+        """Opens a prepared folder; `verify` also checks every file against its checksum.
+
+        Raises:
+            UserError: no manifest (a killed run leaves none), another format, a file missing or altered.
+        """
+        manifest = read_manifest(path)
+        check_files(path, manifest["files"], verify)
+        return cls(path, manifest)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.users)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    def sequence(self, user: int) -> UserSequence:
+        """The events of one user index, oldest first."""
+        return decode(self._records[int(user)])
+
+    def sequences(self, users: Iterable[int] | None = None, block: int = 1024) -> Iterator[UserSequence]:
+        """The sequences of `users` in their order, all users when None, read `block` records at a time."""
+        chosen = np.arange(self.num_users) if users is None else np.asarray(list(users), dtype=np.int64)
+        for start in range(0, len(chosen), block):
+            yield from map(decode, self._records.__getitems__(chosen[start : start + block].tolist()))
+
+    def thumbnail(self, item: int) -> bytes | None:
+        """A JPEG at most 112 pixels wide and 168 high, None where the item has no picture."""
+        return self._thumbnails.get(int(item))
+
+    def truth(self) -> pl.DataFrame | None:
+        """Planted factors by item, for tests and diagnostics; no model reads them."""
+        file = self.path / "truth.parquet"
+        return pl.read_parquet(file) if file.exists() else None
+
+    @functools.cached_property
+    def _records(self) -> ArrayRecordDataSource:
+        return ArrayRecordDataSource(self.record_paths)
+
+    @functools.cached_property
+    def _thumbnails(self) -> dict[int, bytes]:
+        file = self.path / "thumbnails.parquet"
+        return dict(pl.read_parquet(file).iter_rows()) if file.exists() else {}
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker process opens the records by itself
+        return {name: value for name, value in self.__dict__.items() if name not in ("_records", "_thumbnails")}
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """`manifest.json` of a prepared folder, with its keys and format version checked."""
+    file = Path(path) / MANIFEST
+    if not Path(path).is_dir():
+        raise UserError("no such dataset folder", path=path, expected="what `hisam prepare --out` left")
+    if not file.is_file():
+        raise UserError("no manifest: this is no prepared dataset, or half of one", path=file, hint=_AGAIN)
+    try:
+        manifest = json.loads(file.read_text())
+        version, _ = manifest["format_version"], manifest["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"unreadable manifest ({error})", path=file, hint=_AGAIN) from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"dataset format {version!r}", path=file, field="format_version", expected=str(FORMAT_VERSION), hint=_AGAIN
+        )
+    return manifest
+
+
+def check_files(root: str | Path, files: Mapping[str, str], verify: bool = True) -> None:
+    """Raises a `UserError` that names the first file missing or, with `verify`, changed since it was written."""
+    for name, checksum in files.items():
+        file = Path(root) / name
+        if not file.is_file():
+            raise UserError("missing file of the dataset", path=file, hint=_AGAIN)
+        if verify and sha256_file(file) != checksum:
+            raise UserError(
+                "altered or damaged since it was written", path=file, expected=f"SHA-256 {checksum}", hint=_AGAIN
+            )
+
+
+def checksums(root: str | Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file under a dataset folder but the manifest."""
+    files = sorted(file for file in Path(root).rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {file.relative_to(root).as_posix(): sha256_file(file) for file in files}
+
+
+def write_manifest(root: str | Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the manifest, with the checksums of all other files, as the last file of a dataset."""
+    whole = {**manifest, "format_version": FORMAT_VERSION, "files": checksums(root)}
+    (Path(root) / MANIFEST).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    return whole
