@@ -1,0 +1,56 @@
+"""Raw logs and catalogues, one reader a source, all giving `RawData`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from hisam_jax.data.readers.base import RawData
+from hisam_jax.errors import UserError
+
+# source -> module:function; imported when used
+READERS = {
+    "movielens": "hisam_jax.data.readers.movielens:read",
+    "sequences": "hisam_jax.data.readers.sequences:read",
+    "recbole": "hisam_jax.data.readers.recbole:read",
+    "table": "hisam_jax.data.readers.table:read",
+    "amazon2014": "hisam_jax.data.readers.amazon:read_2014",
+    "amazon2023": "hisam_jax.data.readers.amazon:read_2023",
+    "shop": "hisam_jax.data.readers.shop:read",
+}
+
+
+def read(source: str, raw: str | Path, images: str | Path | None = None, **options: object) -> RawData:
+    """Reads `raw` as `source`; events stay lazy, unusable ones are there with their reason.
+
+    Args:
+        source: a key of `READERS`.
+        raw: the folder of raw files.
+        images: a folder of pictures; which names are looked for is the reader's.
+        options: the reader's own, see `reader_options(source)`.
+
+    Raises:
+        UserError: an unknown source or option, or a file that cannot be used at all.
+    """
+    function = _reader(source)
+    known = reader_options(source)
+    for name in options:
+        if name not in known:
+            expected = f"one of {', '.join(known)}" if known else f"no option with source {source}"
+            raise UserError(f"unknown option '{name}'", field=name, expected=expected)
+    return function(Path(raw), Path(images) if images is not None else None, **options)
+
+
+def reader_options(source: str) -> dict[str, object]:
+    """The options of a source and their defaults."""
+    parameters = inspect.signature(_reader(source)).parameters.values()
+    return {entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}
+
+
+def _reader(source: str) -> Callable[..., RawData]:
+    if source not in READERS:
+        raise UserError(f"unknown source '{source}'", field="source", expected=f"one of {', '.join(READERS)}")
+    module, name = READERS[source].split(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,80 @@
+"""MovieLens as GroupLens publishes it: CSV (latest, 25M, 32M) and the `::` files of 1M.
+
+`tags.csv` is left alone: raters write tags after the fact, on events that may be held out, so as item text they leak.
+Posters are not part of the releases; `images` is a folder of `<MovieID>.jpg` (or .jpeg, .png, .webp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hisam_jax.data.readers.base import RawData
+from hisam_jax.data.readers.catalogue import ItemRow, Pictures, build_catalogue, item_row, read_records, select_fields
+from hisam_jax.data.readers.columns import (
+    check_has_rows,
+    find_file,
+    need_columns,
+    read_header,
+    scan_events,
+    to_interactions,
+)
+
+CSV_RATINGS = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
+CSV_MOVIES = ("movieId", "title", "genres")
+DAT_RATINGS = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
+EXPECTED = "ratings.csv with movies.csv (latest, 25M, 32M) or ratings.dat with movies.dat (1M)"
+
+
+def read(raw: Path, images: Path | None = None) -> RawData:
+    """Reads `ratings.csv` with `movies.csv`, or `ratings.dat` with `movies.dat`; timestamps are seconds.
+
+    Raises:
+        UserError: a file is missing, empty, without the needed columns, or no movie is usable.
+    """
+    ratings = find_file(raw, ("ratings.csv", "ratings.dat"), EXPECTED)
+    movies = find_file(ratings.parent, (f"movies{ratings.suffix}",), EXPECTED)
+    if ratings.suffix == ".csv":
+        header = read_header(ratings, ",")
+        need_columns(ratings, header, list(CSV_RATINGS.values()))
+        rows, first_line = scan_events(ratings, ",", header, CSV_RATINGS), 1
+    else:
+        rows, first_line = scan_events(ratings, "::", None, DAT_RATINGS), 0
+    items, rejected = read_movies(movies, Pictures(images))
+    return RawData(
+        interactions=to_interactions(check_has_rows(rows, ratings), first_line=first_line),
+        items=items,
+        interactions_path=ratings,
+        items_path=movies,
+        has_ratings=True,
+        has_timestamps=True,
+        rejected_items=rejected,
+    )
+
+
+def read_movies(path: Path, pictures: Pictures):
+    """ITEM_SCHEMA and the refused rows of a `movies.csv` or `movies.dat`: genres are categories and text."""
+    if path.suffix == ".dat":
+        return build_catalogue(_rows(_dat_fields(path), pictures), path)
+    header = read_header(path, ",")
+    need_columns(path, header, CSV_MOVIES)
+    return build_catalogue(_rows(select_fields(read_records(path), header), pictures), path)
+
+
+def _dat_fields(path: Path) -> Iterator[dict[str, str] | str]:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")  # re-encoded copies are common; the official file is latin-1
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    records = (line.split("::") for line in text.replace("\r", "").split("\n") if line.strip())
+    return select_fields(records, CSV_MOVIES)
+
+
+def _rows(records: Iterable[dict[str, str] | str], pictures: Pictures) -> Iterator[ItemRow | str]:
+    for record in records:
+        if isinstance(record, str):
+            yield record
+        else:
+            item, title, genres = (record[name].strip() for name in CSV_MOVIES)
+            yield item_row(item, title, genres.split("|"), (), pictures.find(item))

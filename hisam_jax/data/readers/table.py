@@ -1,0 +1,179 @@
+"""A user's own tables, CSV or Parquet, with the columns named by options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hisam_jax.data.readers.base import RawData
+from hisam_jax.data.readers.catalogue import (
+    ItemRow,
+    Pictures,
+    build_catalogue,
+    clean_id,
+    item_row,
+    read_records,
+    select_fields,
+)
+from hisam_jax.data.readers.columns import (
+    check_file,
+    check_has_rows,
+    has_byte,
+    need_columns,
+    read_header,
+    scan_events,
+    timestamp_unit,
+    to_interactions,
+)
+from hisam_jax.errors import UserError
+
+PARQUET = (".parquet", ".pq")
+MOMENTS = (pl.Datetime, pl.Date)
+
+
+def read(
+    raw: Path,
+    images: Path | None = None,
+    *,
+    interactions: str = "interactions.csv",
+    items: str = "items.csv",
+    user: str = "user",
+    item: str = "item",
+    rating: str | None = None,
+    timestamp: str | None = None,
+    title: str | None = None,
+    text: str | None = None,
+    categories: str | None = None,
+    image: str | None = None,
+    separator: str = ",",
+    category_separator: str = "|",
+) -> RawData:
+    """Reads two tables; columns that are not named are not read.
+
+    Timestamps may be dates in ISO form, seconds, or milli-, micro- or nanoseconds since 1970; the unit is that of most of the
+    column. In a CSV of interactions a quoted field may hold separators but no line break (use Parquet for those).
+
+    Args:
+        raw: the folder that `interactions` and `items` are relative to; `.gz` is read as it is.
+        images: folder of pictures, found by the `image` column's file name or by item id.
+        user: column of both id kinds: `user` in the interactions, `item` in both tables.
+        text: columns that become text, joined by commas: `brand,description`.
+        categories: column of categories, joined by `category_separator`, or a Parquet list.
+        image: column with a picture's path or URL; a path is looked for below `images`, or else below `raw`.
+        separator: between the fields of both CSV files; `\\t` for a tab.
+
+    Raises:
+        UserError: a file or a named column is missing, a file is empty, or no item is usable.
+    """
+    separator = _separator(separator)
+    events_path = check_file(raw / interactions, "a CSV or Parquet table of interactions")
+    items_path = check_file(raw / items, "a CSV or Parquet table of items")
+    wanted = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
+    wanted = {name: column for name, column in wanted.items() if column}
+    if _is_parquet(events_path):
+        rows, first_line = _parquet_events(events_path, wanted), 0
+    else:
+        header = read_header(events_path, separator)
+        need_columns(events_path, header, list(wanted.values()))
+        quoted = has_byte(events_path, b'"')
+        rows, first_line = scan_events(events_path, separator, header, wanted, quoted=quoted), 1
+    rows = check_has_rows(rows, events_path)
+    unit = timestamp_unit(rows) if timestamp else "s"
+    names = {"title": [title], "text": (text or "").split(","), "categories": [categories], "image": [image]}
+    parts = {part: [name.strip() for name in group if name and name.strip()] for part, group in names.items()}
+    records = _records(items_path, separator, [item, *(name for group in parts.values() for name in group)])
+    catalogue, rejected = build_catalogue(
+        _item_rows(records, item, parts, category_separator, Pictures(images), raw), items_path
+    )
+    return RawData(
+        interactions=to_interactions(rows, unit=unit, first_line=first_line),
+        items=catalogue,
+        interactions_path=events_path,
+        items_path=items_path,
+        has_ratings=rating is not None,
+        has_timestamps=timestamp is not None,
+        rejected_items=rejected,
+    )
+
+
+def _separator(text: str) -> str:
+    separator = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(separator) != 1:
+        raise UserError(f"separator '{text}'", field="separator", expected="one character, or \\t")
+    return separator
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in PARQUET
+
+
+def _scan_parquet(path: Path, needed: list[str]) -> pl.LazyFrame:
+    try:
+        frame = pl.scan_parquet(path, glob=False)
+        names = frame.collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"not a Parquet file: {error}", path=path, expected="a whole Parquet file") from error
+    need_columns(path, names, needed)
+    return frame
+
+
+def _parquet_events(path: Path, wanted: dict[str, str]) -> pl.LazyFrame:
+    """The string columns that `to_interactions` takes; `row` is the row's number."""
+    frame = _scan_parquet(path, list(wanted.values()))
+    schema = frame.collect_schema()
+    texts = {name: _as_text(column, schema[column]) for name, column in wanted.items()}
+    whole = {name: _as_whole(column, schema[column]) for name, column in wanted.items() if name in ("user", "item")}
+    return frame.with_row_index("row").select("row", **{**texts, **whole}, broken=pl.lit(False))
+
+
+def _as_text(column: str, kind: pl.DataType) -> pl.Expr:
+    if isinstance(kind, MOMENTS):
+        return pl.col(column).dt.epoch("s").cast(pl.String)
+    return pl.col(column).cast(pl.String)
+
+
+def _as_whole(column: str, kind: pl.DataType) -> pl.Expr:
+    """Ids that pandas turned into floats because one was missing are whole numbers again."""
+    return (pl.col(column).cast(pl.Int64, strict=False) if kind.is_float() else pl.col(column)).cast(pl.String)
+
+
+def _records(path: Path, separator: str, needed: list[str]) -> Iterator[dict[str, Any] | str]:
+    if _is_parquet(path):
+        return _scan_parquet(path, needed).select(list(dict.fromkeys(needed))).collect().iter_rows(named=True)
+    header = read_header(path, separator)
+    need_columns(path, header, needed)
+    return select_fields(read_records(path, separator), header)
+
+
+def _item_rows(
+    records: Iterator[dict[str, Any] | str],
+    item: str,
+    parts: dict[str, list[str]],
+    category_separator: str,
+    pictures: Pictures,
+    raw: Path,
+) -> Iterator[ItemRow | str]:
+    for record in records:
+        if isinstance(record, str):
+            yield record
+            continue
+        values = {part: [record[name] for name in names] for part, names in parts.items()}
+        key = clean_id(record[item])
+        names = [name for value in values["categories"] for name in _split(value, category_separator)]
+        title = values["title"][0] if values["title"] else None
+        yield item_row(key, title, names, values["text"], _picture(values["image"], key, pictures, raw))
+
+
+def _split(value: Any, separator: str) -> list[str]:
+    return list(value) if isinstance(value, list) else str(value or "").split(separator)
+
+
+def _picture(values: list[Any], key: str, pictures: Pictures, raw: Path) -> str | None:
+    name = str(values[0]).strip() if values and values[0] else ""
+    found = pictures.find(name, key)
+    if found is None and name and (raw / name).is_file():
+        return str((raw / name).resolve())
+    return found
