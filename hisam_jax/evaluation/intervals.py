@@ -1,0 +1,112 @@
+"""Percentile bootstrap over users, seeded: metrics that are ratios of per-user sums, AUC, and paired differences.
+
+Users are the units resampled, as a user's events are not independent. Everything comes as
+`{"value": x, "ci95": [lo, hi]}`, or None where the metric is undefined (no users, one class only). The same seed and
+users give the same resamples, so intervals of two models are on the same footing and a difference is paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from hisam_jax.evaluation import ranking
+
+BLOCK_COUNTS = 1 << 22  # resampling counts held at once
+
+Interval = dict[str, float | list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bootstrap:
+    """How many resamples of the users, and their seed."""
+
+    resamples: int = 1000
+    seed: int = 0
+
+    def counts(self, users: int) -> Iterator[np.ndarray]:
+        """How often each user is drawn, in blocks [R, users] that add up to `resamples` rows."""
+        rng = np.random.default_rng([self.seed, users])
+        block = max(1, min(self.resamples, BLOCK_COUNTS // max(1, users)))
+        for start in range(0, self.resamples, block):
+            rows = min(block, self.resamples - start)
+            drawn = rng.integers(users, size=(rows, users)) + users * np.arange(rows)[:, None]
+            yield np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
+
+
+def ratios(
+    numerators: Mapping[str, np.ndarray], denominator_U: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, Interval | None]:
+    """Intervals of `sum(numerator) / sum(denominator)` over users [U], all names on the same resamples."""
+    denominator_U = np.asarray(denominator_U, np.float64)
+    if not len(denominator_U) or denominator_U.sum() <= 0 or not numerators:
+        return dict.fromkeys(numerators)
+    sums_UM = np.stack([np.asarray(column, np.float64) for column in numerators.values()], axis=1)
+    values = sums_UM.sum(axis=0) / denominator_U.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        samples = [(counts @ sums_UM) / (counts @ denominator_U)[:, None] for counts in bootstrap.counts(len(sums_UM))]
+    samples_RM = np.concatenate(samples)
+    return {name: _interval(values[m], samples_RM[:, m]) for m, name in enumerate(numerators)}
+
+
+def means(values: Mapping[str, np.ndarray], users_T: np.ndarray, bootstrap: Bootstrap) -> dict[str, Interval | None]:
+    """Intervals of the mean over targets [T], users resampled with all their targets."""
+    _, user_T = np.unique(users_T, return_inverse=True)
+    numerators = {name: np.bincount(user_T, column) for name, column in values.items()}
+    return ratios(numerators, np.bincount(user_T), bootstrap)
+
+
+def difference_of_means(
+    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], users_T: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, Interval | None]:
+    """Paired intervals of `ours - theirs` for the names in both, over the same targets [T]."""
+    return means({name: ours[name] - theirs[name] for name in ours if name in theirs}, users_T, bootstrap)
+
+
+def auc(
+    labels: np.ndarray, scores: np.ndarray, users: np.ndarray, bootstrap: Bootstrap, other: np.ndarray | None = None
+) -> Interval | None:
+    """Interval of pooled AUC over events [E]; with `other` scores, of AUC(scores) - AUC(other), paired."""
+    user_U, user_E = np.unique(users, return_inverse=True)
+    orders = [ranking.pair_order(labels, column) for column in ((scores,) if other is None else (scores, other))]
+
+    def statistic(counts_U: np.ndarray) -> float:
+        weights = counts_U[user_E]
+        areas = [ranking.weighted_auc(order, weights) for order in orders]
+        return areas[0] if other is None else areas[0] - areas[1]
+
+    return _resampled(statistic, len(user_U), bootstrap)
+
+
+def gauc(
+    labels: np.ndarray, scores: np.ndarray, users: np.ndarray, bootstrap: Bootstrap, other: np.ndarray | None = None
+) -> Interval | None:
+    """Interval of GAUC over events [E]; with `other` scores, of the paired difference."""
+    ours = ranking.auc_by_user(labels, scores, users)
+    area_V = ours.auc_V if other is None else ours.auc_V - ranking.auc_by_user(labels, other, users).auc_V
+    return ratios({"gauc": area_V * ours.impressions_V}, ours.impressions_V, bootstrap)["gauc"]
+
+
+def log_loss(
+    labels: np.ndarray, logits: np.ndarray, users: np.ndarray, bootstrap: Bootstrap, other: np.ndarray | None = None
+) -> Interval | None:
+    """Interval of the mean log loss over events [E], in nats; with `other` logits, of the paired difference."""
+    losses = ranking.log_losses(labels, logits)
+    losses = losses if other is None else losses - ranking.log_losses(labels, other)
+    return means({"log_loss": losses}, users, bootstrap)["log_loss"]
+
+
+def _resampled(statistic: Callable[[np.ndarray], float], users: int, bootstrap: Bootstrap) -> Interval | None:
+    value = statistic(np.ones(users)) if users else np.nan
+    if np.isnan(value):
+        return None
+    return _interval(value, np.array([statistic(row) for counts in bootstrap.counts(users) for row in counts]))
+
+
+def _interval(value: float, samples_R: np.ndarray) -> Interval:
+    """Percentile interval; resamples in which the metric is undefined (one class drawn) are left out."""
+    defined = samples_R[np.isfinite(samples_R)]
+    low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) else (value, value)
+    return {"value": float(value), "ci95": [float(low), float(high)]}
