@@ -1,0 +1,47 @@
+"""Frozen encoders of texts and pictures, by name, with results kept by content."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hisam_jax.data.encoders.base import Encoder, Features
+from hisam_jax.data.encoders.cache import encode_cached
+from hisam_jax.data.encoders.image import HogColor
+from hisam_jax.data.encoders.precomputed import NoEncoder, Precomputed
+from hisam_jax.data.encoders.pretrained import ClipImage, SentenceTransformerText
+from hisam_jax.data.encoders.text import TfidfSvd
+from hisam_jax.errors import UserError
+
+__all__ = ["Encoder", "Features", "encode_cached", "make_encoder"]
+
+_NAMED = {
+    "text": {"tfidf_svd": TfidfSvd, "sentence_transformers:<name or folder>": SentenceTransformerText},
+    "image": {"hog_color": HogColor, "clip:<name or folder>": ClipImage},
+}
+_ANY = {"precomputed:<file>": Precomputed, "none": NoEncoder}
+
+
+def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
+    """The encoder called `name` for `modality` ('text', 'image' or one that only `precomputed:` can serve).
+
+    Args:
+        modality: what the features are of.
+        name: `tfidf_svd`, `sentence_transformers:<name or folder>`, `hog_color`, `clip:<name or folder>`,
+            `precomputed:<file>` or `none`.
+        **options: fields of the encoder's dataclass, such as `dim` or `batch_size`.
+
+    Raises:
+        UserError: an unknown name or option, a missing package, file or model folder.
+    """
+    known = _NAMED.get(modality, {}) | _ANY
+    kind, _, argument = name.partition(":")
+    cls = {key.partition(":")[0]: value for key, value in known.items()}.get(kind)
+    takes_argument = f"{kind}:<file>" in known or f"{kind}:<name or folder>" in known
+    if cls is None or takes_argument != bool(argument):
+        raise UserError(f"no {modality} encoder {name!r}", field=f"{modality}_encoder", expected=", ".join(known))
+    fixed = ({"modality": modality} if cls in _ANY.values() else {}) | ({"source": argument} if takes_argument else {})
+    allowed = {field.name for field in dataclasses.fields(cls)} - set(fixed)
+    for option in sorted(set(options) - allowed):
+        raise UserError(f"unknown option of {kind}", field=option, expected=", ".join(sorted(allowed)) or "no option")
+    return cls(**fixed, **options)

@@ -1,0 +1,150 @@
+"""The light picture encoder: shape by histograms of gradients, colour by histograms on a grid, then a PCA."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import joblib
+import numpy as np
+import polars as pl
+from PIL import Image, ImageOps
+from skimage.feature import hog
+
+from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.files import sha256_file, sha256_of
+
+HEIGHT, WIDTH = 96, 64  # the shape of a poster; anything else is stretched to it
+GRID = (3, 2)  # colour histograms down and across
+PARALLEL_FROM = 256  # pictures; below this starting processes costs more than it saves
+VARIANCE_TOLERANCE = 1e-8  # share of the largest variance below which a direction is rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class HogColor:
+    """A picture -> at most `dim` principal components of its shape and colour descriptors, fitted on the training items.
+
+    Shape and colour get the same total variance before the PCA, so neither swamps the other [ours]. Items without a
+    picture are absent; a picture that cannot be read is absent and counted as `broken_image`. `D` is `dim`, or what
+    the training pictures span (at least 1); 0 where no training item has a picture.
+    """
+
+    dim: int = 128
+    modality: ClassVar[str] = "image"
+    name: ClassVar[str] = "hog_color"
+
+    def fingerprint(self) -> str:
+        return describe(self, 1, ("numpy", "pillow", "scikit-image"))
+
+    def inputs(self, items: pl.DataFrame, fit_rows: np.ndarray) -> str:
+        return sha256_of("\0".join(picture_digests(items["image"].to_list())), fit_rows)
+
+    def encode(self, items: pl.DataFrame, fit_rows: np.ndarray) -> Features:
+        paths = items["image"].to_list()
+        rows = np.flatnonzero([bool(path) for path in paths])
+        described = map_pictures(describe_picture, [paths[row] for row in rows])
+        readable = np.array([found is not None for found in described], np.bool_)
+        rejected = {"broken_image": int(np.sum(~readable))}
+        rows = rows[readable]
+        if not fit_rows[rows].any():
+            return absent(len(items), rejected)
+        shape_ND = np.stack([found[0] for found in described if found is not None])
+        color_ND = np.stack([found[1] for found in described if found is not None])
+        descriptors_ND = np.concatenate([_unit_variance(x, fit_rows[rows]) for x in (shape_ND, color_ND)], axis=1)
+        mean_D, directions_DK = principal_directions(descriptors_ND[fit_rows[rows]], self.dim)
+        return scatter(len(items), rows, (descriptors_ND - mean_D) @ directions_DK, rejected)
+
+
+def picture_digests(paths: Sequence[str | None]) -> list[str]:
+    """A digest of each file's bytes; a word where there is no path or no readable file."""
+
+    def digest(path: str | None) -> str:
+        try:
+            return sha256_file(path) if path else "none"
+        except OSError:
+            return "unreadable"
+
+    return [digest(path) for path in paths]
+
+
+def open_picture(path: str | os.PathLike, least: tuple[int, int] | None = None) -> Image.Image | None:
+    """An upright RGB picture on white, or None where the file is missing, truncated or no picture.
+
+    Args:
+        path: the file.
+        least: (width, height) that are enough; large JPEGs are then decoded at a fraction of their size.
+    """
+    try:
+        with Image.open(path) as picture:
+            if least is not None:
+                picture.draft("RGB", least)
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            return upright.convert("RGB")
+    except Exception:  # decoders raise whatever they like on hostile bytes: OSError, SyntaxError, struct.error ...
+        return None
+
+
+def map_pictures(function: Callable, paths: Sequence[str]) -> list:
+    """`[function(path), ...]`, over processes where it pays; the order is that of `paths`."""
+    if len(paths) < PARALLEL_FROM:
+        return [function(path) for path in paths]
+    return joblib.Parallel(n_jobs=-1, batch_size=64)(joblib.delayed(function)(path) for path in paths)
+
+
+def describe_picture(path: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(shape, colour) float32 descriptors of a picture, or None where it cannot be read."""
+    picture = open_picture(path, (WIDTH, HEIGHT))
+    if picture is None:
+        return None
+    small = picture.resize(
+        (WIDTH, HEIGHT), Image.Resampling.BOX if min(picture.size) >= WIDTH else Image.Resampling.BILINEAR
+    )
+    return shape_descriptor(small), color_descriptor(small)
+
+
+def shape_descriptor(picture: Image.Image) -> np.ndarray:
+    """Histograms of oriented gradients (Dalal and Triggs 2005) over 16 px cells in 2 x 2 blocks."""
+    gray = np.asarray(picture.convert("L"), np.float32) / 255
+    return hog(gray, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2), transform_sqrt=True).astype(
+        np.float32
+    )
+
+
+def color_descriptor(picture: Image.Image) -> np.ndarray:
+    """Square roots of colour histograms on a 3 x 2 grid: 12 hues x 2 saturations x 2 values, and 4 greys without hue."""
+    hue, saturation, value = np.moveaxis(np.asarray(picture.convert("HSV"), np.int32), -1, 0)
+    colored = 4 + (hue * 12 // 256) * 4 + (saturation >= 140) * 2 + (value >= 140)
+    code = np.where((saturation < 40) | (value < 30), value // 64, colored)  # the hue of a grey or a black is noise
+    cells = (
+        code.reshape(GRID[0], HEIGHT // GRID[0], GRID[1], WIDTH // GRID[1])
+        .swapaxes(1, 2)
+        .reshape(GRID[0] * GRID[1], -1)
+    )
+    counts = np.stack([np.bincount(cell, minlength=52) for cell in cells])
+    return np.sqrt(counts / cells.shape[1]).astype(np.float32).ravel()
+
+
+def principal_directions(x_ND: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """(mean `[D]`, directions `[D, K]`) of the rows, `1 <= K <= dim`, by largest variance; signs are fixed."""
+    mean_D = x_ND.mean(axis=0, dtype=np.float64)
+    covariance_DD = np.zeros((x_ND.shape[1],) * 2)
+    for start in range(0, len(x_ND), 4096):
+        centred = x_ND[start : start + 4096] - mean_D
+        covariance_DD += centred.T @ centred
+    variances, directions = np.linalg.eigh(covariance_DD)
+    variances, directions = variances[::-1][:dim], directions[:, ::-1][:, :dim]
+    rank = max(1, int(np.sum(variances > VARIANCE_TOLERANCE * max(variances[0], 0.0))))
+    directions = directions[:, : min(rank, max(1, len(x_ND) - 1))]
+    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
+    return mean_D.astype(np.float32), directions.astype(np.float32)
+
+
+def _unit_variance(x_ND: np.ndarray, fit_N: np.ndarray) -> np.ndarray:
+    spread = np.sqrt(x_ND[fit_N].var(axis=0, dtype=np.float64).sum())
+    return x_ND / np.float32(spread) if spread > 0 else x_ND

@@ -1,0 +1,85 @@
+"""The light text encoder: TF-IDF over words and word pairs, then a truncated SVD."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+import scipy.sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.files import sha256_of
+
+MAX_TERMS = 100_000  # keeps the vocabulary of a million-item catalogue in memory
+RANK_TOLERANCE = 1e-5  # singular values below this share of the largest are rounding, which standardising would blow up
+
+
+@dataclasses.dataclass(frozen=True)
+class TfidfSvd:
+    """Title, attributes and categories -> at most `dim` numbers, fitted on the training items [ours].
+
+    An item with no word, or with none that occurs in the training items, is absent. `D` is `dim`, or the rank of the
+    training items' TF-IDF matrix where that is smaller; 0 where the training items have no word at all.
+    """
+
+    dim: int = 128
+    seed: int = 0
+    modality: ClassVar[str] = "text"
+    name: ClassVar[str] = "tfidf_svd"
+
+    def fingerprint(self) -> str:
+        return describe(self, 1, ("numpy", "scipy", "scikit-learn"))
+
+    def inputs(self, items: pl.DataFrame, fit_rows: np.ndarray) -> str:
+        return sha256_of("\0".join(item_texts(items)), fit_rows)
+
+    def encode(self, items: pl.DataFrame, fit_rows: np.ndarray) -> Features:
+        texts = item_texts(items)
+        training = [text for text, fit in zip(texts, fit_rows, strict=True) if fit and text.strip()]
+        vectorizer = fit_tfidf(training)
+        if vectorizer is None:
+            return absent(len(items))
+        terms = vectorizer.transform(texts)
+        known = np.diff(terms.indptr) > 0
+        directions_DV = fit_svd(terms[np.flatnonzero(fit_rows & known)], self.dim, self.seed)
+        return scatter(len(items), known, terms[np.flatnonzero(known)] @ directions_DV.T)
+
+
+def item_texts(items: pl.DataFrame) -> list[str]:
+    """One string an item: title, text and categories; empty where there is none of them."""
+    categories = pl.col("categories").list.join(" ", ignore_nulls=True)
+    parts = [column.fill_null("") for column in (pl.col("title"), pl.col("text"), categories)]
+    return items.select(pl.concat_str(parts, separator="\n").str.strip_chars()).to_series().to_list()
+
+
+def fit_tfidf(texts: list[str]) -> TfidfVectorizer | None:
+    """Fits word 1- and 2-grams, sublinear counts, unit rows; None where `texts` hold no word.
+
+    One-letter words stay ("M" and "Z" are titles). Terms of a single item tell nothing about others and go, except in
+    catalogues so small, or so diverse, that nothing else would be left.
+    """
+    for min_df in (_least_items(len(texts)), 1):
+        vectorizer = TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, max_features=MAX_TERMS, token_pattern=r"(?u)\w+"
+        )
+        try:
+            return vectorizer.fit(texts)
+        except ValueError:  # scikit-learn's word for an empty vocabulary
+            continue
+    return None
+
+
+def fit_svd(terms_NV: scipy.sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
+    """The leading right singular directions `[D, V]`, `D <= dim` and at most the numerical rank."""
+    size = min(dim, *terms_NV.shape)
+    svd = TruncatedSVD(size, algorithm="randomized", n_oversamples=32, random_state=seed).fit(terms_NV)
+    kept = svd.singular_values_ > RANK_TOLERANCE * svd.singular_values_[0]
+    return svd.components_[kept]
+
+
+def _least_items(count: int) -> int:
+    return 1 if count < 100 else 2 if count < 50_000 else 5
