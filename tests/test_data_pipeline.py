@@ -202,6 +202,14 @@ def test_restored_in_the_middle_of_an_epoch_it_goes_on_exactly(tmp_path, stop):
     restored.close()
 
 
+def test_reading_processes_change_nothing(tmp_path):
+    data = write_records(tmp_path, make_sequences([30, 12, 25, 6, 18]))
+    config = PipelineConfig(items_per_row=16, rows=2, window=8)
+    alone = batches_of(make_pipeline(data, CODES_IL, config), 6)
+    helped = batches_of(make_pipeline(data, CODES_IL, dataclasses.replace(config, workers=1)), 6)
+    assert same(alone, helped)
+
+
 def test_processes_share_the_epoch(tmp_path):
     sequences = make_sequences([30, 12, 25, 6, 18])
     data = write_records(tmp_path, sequences)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from hisam_jax.data import records
 from hisam_jax.errors import UserError
@@ -17,9 +18,10 @@ from hisam_jax.errors import UserError
 if TYPE_CHECKING:
     from hisam_jax.data.dataset import Dataset
 
-TRAIN = 0
 PACKING_BINS = 64  # open rows of the first-fit packer: more leave less padding and mix more of two epochs
-FEATURES = ("item", "action", "positive", "gap", "rank_weight", "next_weight")
+EVENT = np.dtype(  # one record an event: the packer's cost goes by the feature, and this way there is one
+    [("item", "i4"), ("action", "i4"), *((name, "f4") for name in ("positive", "gap", "rank_weight", "next_weight"))]
+)
 Batch = dict[str, np.ndarray]
 
 
@@ -32,7 +34,7 @@ class PipelineConfig:
         rows: B, rows in a batch of this process.
         window: the longest run of one user's events that a model sees at once, at most `items_per_row`.
         seed: of the shuffle and of the window offsets.
-        workers: reading processes; 0 reads in threads of this one. Part of a checkpoint's identity.
+        workers: reading processes; 0 reads in a thread of this one. Part of a checkpoint's identity.
         epochs: passes over the data, None for no end.
     """
 
@@ -103,17 +105,20 @@ def make_pipeline(
     source = grain.MapDataset.source(index).shuffle(seed=config.seed)
     read = ReadWindow(grain.sources.ArrayRecordDataSource(dataset.record_paths), config.window, config.seed, len(index))
     windows = source.map_with_index(read)[shard_index::shard_count].repeat(config.epochs)
-    stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=128))
+    # a future for each short record costs more than reading it: one thread, at the end, overlaps it all with the step
+    stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
+        if not flags.FLAGS.is_parsed():  # outside absl.app, where Grain's own flags would raise
+            flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     packed = grain.experimental.FirstFitPackIterDataset(
         stream,
-        length_struct=dict.fromkeys(FEATURES, config.items_per_row),
+        length_struct={"event": config.items_per_row},
         num_packing_bins=max(PACKING_BINS, config.rows),
         seed=config.seed,
     )
-    pad = functools.partial(grain.experimental.batch_and_pad, batch_size=config.rows, pad_value=0)
-    batches = packed.batch(config.rows, batch_fn=pad).map(functools.partial(finish_batch, codes_IL=codes_IL))
+    stack = functools.partial(stack_rows, codes_IL=codes_IL, rows=config.rows)
+    batches = packed.batch(config.rows, batch_fn=stack)
     steps = math.ceil(train_events_U.sum() / (config.rows * config.items_per_row * shard_count))
     return Pipeline(
         grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2),
@@ -155,22 +160,16 @@ class ReadWindow(grain.transforms.MapWithIndex):
     seed: int
     windows_per_epoch: int
 
-    def map_with_index(self, index: int, element: tuple[int, int]) -> Batch:
+    def map_with_index(self, index: int, element: tuple[int, int]) -> dict[str, np.ndarray]:
         user, ordinal = element
         epoch = index // self.windows_per_epoch
         sequence = records.decode(self.records[user])
-        features = event_features(sequence)
-        train = np.flatnonzero(sequence.split == TRAIN)
-        cuts = window_cuts(len(train), self.window, np.random.default_rng((self.seed, epoch, user)))
-        chosen = train[cuts[ordinal] : cuts[ordinal + 1]]
-        window = {name: values[chosen] for name, values in features.items()}
-        window["rank_weight"] = np.isfinite(sequence.rating[chosen]).astype(np.float32)
-        window["next_weight"] = window["positive"].copy()
-        window["next_weight"][0] = 0.0
-        return window
+        train = np.flatnonzero(sequence.split == records.TRAIN)
+        cuts = window_cuts(len(train), self.window, (self.seed, epoch, user))
+        return {"event": window_events(sequence, train[cuts[ordinal] : cuts[ordinal + 1]])}
 
 
-def window_cuts(events: int, window: int, rng: np.random.Generator) -> np.ndarray:
+def window_cuts(events: int, window: int, seed: tuple[int, ...]) -> np.ndarray:
     """Bounds `[0, ..., events]` of `ceil(events / window)` runs; the first one's length is drawn, inner ones are full.
 
     No draw needs more windows than the tightest tiling, so packing never pays for the randomness.
@@ -178,7 +177,7 @@ def window_cuts(events: int, window: int, rng: np.random.Generator) -> np.ndarra
     count = max(1, -(-events // window))
     if count == 1:
         return np.array([0, events])
-    first = rng.integers(events - (count - 1) * window, window + 1)
+    first = np.random.default_rng(seed).integers(events - (count - 1) * window, window + 1)
     return np.concatenate([[0], first + window * np.arange(count - 1), [events]])
 
 
@@ -200,12 +199,25 @@ def event_features(sequence: records.UserSequence) -> Batch:
     }
 
 
-def finish_batch(packed: Mapping[str, np.ndarray], codes_IL: np.ndarray) -> Batch:
-    """Packed features with their segments, and the items' codes (zeros in the padding)."""
-    batch = {name: packed[name] for name in FEATURES}
-    batch["segment"] = packed["item_segment_ids"]
-    batch["codes"] = np.where(batch["segment"][..., None] > 0, codes_IL[batch["item"]], 0).astype(np.int32)
-    return batch
+def window_events(sequence: records.UserSequence, chosen: np.ndarray) -> np.ndarray:
+    """EVENT records of the chosen places of a sequence; the first of a window is nobody's next item."""
+    event = np.zeros(len(chosen), EVENT)
+    for name, values in event_features(sequence).items():
+        event[name] = values[chosen]
+    event["rank_weight"] = np.isfinite(sequence.rating[chosen])
+    event["next_weight"][1:] = event["positive"][1:]
+    return event
+
+
+def stack_rows(packed: Sequence[Mapping[str, np.ndarray]], codes_IL: np.ndarray, rows: int) -> Batch:
+    """A batch of `rows` packed rows with the items' codes; empty rows fill up the last one of all."""
+    event_BN = np.zeros((rows, len(packed[0]["event"])), EVENT)
+    segment_BN = np.zeros(event_BN.shape, np.int32)
+    for row, element in enumerate(packed):
+        event_BN[row], segment_BN[row] = element["event"], element["event_segment_ids"]
+    batch = {name: np.ascontiguousarray(event_BN[name]) for name in EVENT.names}
+    codes_BNL = np.where(segment_BN[..., None] > 0, codes_IL[batch["item"]], 0).astype(np.int32)
+    return {**batch, "segment": segment_BN, "codes": codes_BNL}
 
 
 def fill(batch: Mapping[str, np.ndarray]) -> float:
