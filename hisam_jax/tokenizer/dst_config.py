@@ -1,0 +1,121 @@
+"""Settings of DST and what they become on given features. All defaults are ours except shared-before-specific."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from hisam_jax.errors import UserError
+
+SHARED = "shared"
+
+
+@dataclasses.dataclass(frozen=True)
+class DSTConfig:
+    """Settings of DST. Sizes are counts, rates per step, weights multiply the loss of their name.
+
+    Attributes:
+        shared: size of each shared codebook, coarse to fine.
+        specific: modality -> size of each of its codebooks; the order here is the order of the codes.
+        unnamed: codebook sizes of a modality that `specific` does not name.
+        width: width d of the hypersphere and of all codes.
+        hidden: hidden units of every MLP.
+        alignment: loss between views of the same item.
+        temperature: of the alignment loss; learned from there for `infonce`.
+        smoothing: label smoothing of the volume losses.
+        kernel_width: s of the radial kernel.
+        residual: what specific codes quantise: `feature` e_m - D_m(q_s), or `latent` z_m - q_s.
+        residual_stop_gradient: whether the residual sends no gradient to the shared branch.
+        codebooks: learned by moving average (`ema`) or by `gradient`.
+        decay: of the moving averages.
+        dead_threshold: a code taken less than this share of the average use is re-seeded.
+        init_rows: items for the k-means++ initialisation.
+        mi_steps: likelihood steps of vCLUB's q per batch, on detached samples.
+        mi_ramp: share of training over which the weights of mutual information rise from 0.
+        dropout: share of the inputs of every encoder that is dropped while training.
+    """
+
+    shared: tuple = (256, 256)
+    specific: Mapping[str, tuple] = dataclasses.field(default_factory=lambda: {"text": (256,), "image": (256,)})
+    unnamed: tuple = (256,)
+    width: int = 64
+    hidden: int = 256
+    alignment: Literal["none", "infonce", "volume", "rbf_volume"] = "rbf_volume"
+    temperature: float = 0.07
+    smoothing: float = 0.1
+    kernel_width: float = 1.0
+    residual: Literal["feature", "latent"] = "feature"
+    residual_stop_gradient: bool = True
+    codebooks: Literal["ema", "gradient"] = "ema"
+    decay: float = 0.99
+    dead_threshold: float = 0.03
+    init_rows: int = 4096
+    alignment_weight: float = 1.0
+    uniformity_weight: float = 0.0
+    reconstruction_weight: float = 1.0
+    shared_reconstruction_weight: float = 1.0
+    commitment_weight: float = 0.25
+    codebook_weight: float = 1.0
+    mi_weight: float = 0.1
+    mi_specific_weight: float = 0.0
+    mi_hidden: int = 128
+    mi_learning_rate: float = 1e-3
+    mi_steps: int = 5
+    mi_ramp: float = 0.3
+    dropout: float = 0.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 512
+    steps: int = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a config becomes on given features: usable modalities with their widths, codebooks, and what was changed."""
+
+    widths: tuple[tuple[str, int], ...]
+    groups: tuple[tuple[str, tuple[int, ...]], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.widths)
+
+
+def make_layout(cfg: DSTConfig, widths: Mapping[str, int], counts: Mapping[str, int]) -> Layout:
+    """Drops modalities that no training item has and gives their levels to the others; no book outgrows its items.
+
+    Args:
+        cfg: the settings.
+        widths: modality -> number of feature columns.
+        counts: modality -> training items that have it.
+    """
+    if not cfg.shared:
+        raise UserError("no shared codebook", field="dst.shared", expected="at least one size, such as (256,)")
+    named = [m for m in cfg.specific if m in widths] + sorted(m for m in widths if m not in cfg.specific)
+    usable = [m for m in named if counts.get(m, 0) > 0]
+    if not usable:
+        raise UserError("no training item has any features", field="features", expected="at least one modality")
+    sizes = {m: list(cfg.specific.get(m, cfg.unnamed)) for m in usable}
+    notes, receiver = [], 0
+    for absent in [m for m in (*cfg.specific, *named) if m not in usable]:
+        if absent in sizes or not cfg.specific.get(absent):
+            continue
+        for size in cfg.specific[absent]:
+            sizes[usable[receiver % len(usable)]].append(size)
+            receiver += 1
+        note = f"no training item has {absent}: its levels went to {', '.join(usable)}"
+        notes += [note] if note not in notes else []
+    if len(usable) == 1:
+        notes.append(f"one modality ({usable[0]}): alignment and mutual information are off")
+    groups = {SHARED: list(cfg.shared), **sizes}
+    limits = {SHARED: max(counts[m] for m in usable), **{m: counts[m] for m in usable}}
+    for name, books in groups.items():
+        for depth, size in enumerate(books):
+            if size > limits[name]:
+                notes.append(f"{name}/{depth}: {size} codes for {limits[name]} training items, shrunk to that")
+                books[depth] = limits[name]
+    return Layout(
+        tuple((m, widths[m]) for m in usable), tuple((name, tuple(books)) for name, books in groups.items()), tuple(notes)
+    )

@@ -1,0 +1,266 @@
+"""Fitting DST: one pure step under `scan`, explicit codebook state, vCLUB's q with its own optimiser."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hisam_jax.tokenizer import base, dst, mutual_information, quantization
+from hisam_jax.tokenizer.base import FeatureMap, PresentMap, Standardiser
+from hisam_jax.tokenizer.dst import Arrays, Networks
+from hisam_jax.tokenizer.dst_config import DSTConfig, Layout, make_layout
+from hisam_jax.tokenizer.dst_model import DSTModel
+from hisam_jax.tokenizer.quantization import Book
+
+STEPS_PER_CALL = 20
+WATCHES = 10  # times during training that the independent estimate of mutual information is taken
+WATCHED_ROWS = 4096
+
+
+class State(NamedTuple):
+    """Everything that training changes."""
+
+    trainable: dict[str, Any]  # net, log_temperature, and codebooks where they learn by gradient
+    books: dict[str, tuple[Book, ...]]
+    optimizer: Any
+    club: dict[str, Any]
+    club_optimizer: Any
+
+
+def fit_dst(
+    cfg: DSTConfig,
+    features: FeatureMap,
+    present: PresentMap,
+    train_rows: np.ndarray,
+    seed: int,
+    progress: base.Progress | None = None,
+) -> DSTModel:
+    """Fits DST on the items where `train_rows` (bool [I]) is true; items without any view are left out.
+
+    Raises:
+        UserError: features that cannot be used (see `base.check_features`), or no training item with any.
+        FloatingPointError: a loss that is not finite.
+    """
+    base.check_features(features, present)
+    counts = {m: int((present[m] & train_rows).sum()) for m in features}
+    layout = make_layout(cfg, {m: values.shape[1] for m, values in features.items()}, counts)
+    scales = {m: base.fit_standardiser(features[m], present[m] & train_rows) for m, _ in layout.widths}
+    has_any = np.any([present[m] for m, _ in layout.widths], axis=0)
+    rows = np.flatnonzero(train_rows & has_any)
+    rng = np.random.default_rng(seed)
+    load = functools.partial(_load, scales, features, present)
+    key = jax.random.key(seed)
+    state = init_state(cfg, layout, key, *load(rng.permutation(rows)[: cfg.init_rows]))
+    model, run = _freeze(cfg, layout, scales, state), _compiled_steps(cfg, layout)
+    watched = rng.permutation(rows)[:WATCHED_ROWS]
+    for start, picks_SB in _chunks(cfg, rows, rng):
+        steps_S = jnp.arange(start, start + len(picks_SB))
+        state, metrics = run(state, jax.random.fold_in(key, 1), steps_S, *load(picks_SB))
+        row = {name: float(np.mean(values)) for name, values in metrics.items()}
+        if not all(np.isfinite(value) for value in row.values()):
+            bad = ", ".join(name for name, value in row.items() if not np.isfinite(value))
+            raise FloatingPointError(f"DST: {bad} is not finite at step {start + len(picks_SB)}")
+        done = start + len(picks_SB)
+        if done * WATCHES // cfg.steps > start * WATCHES // cfg.steps:
+            model = _refrozen(model, state)
+            row |= _watch(model, features, present, watched, np.random.default_rng(seed))
+        model.history.append({"step": done, **row})
+        if progress:
+            progress(done, cfg.steps, row)
+    return _refrozen(model, state)
+
+
+def init_state(cfg: DSTConfig, layout: Layout, key: jax.Array, x: Arrays, present: Arrays) -> State:
+    """Random networks, and codebooks by k-means++ on the first items' latents."""
+    net_key, book_key, club_key = jax.random.split(key, 3)
+    networks = Networks(cfg, layout.widths)
+    net = networks.init(net_key, {m: values[:1] for m, values in x.items()})["params"]
+    groups, weight = dict(layout.groups), dst.weights_of(present)
+    vectors: dict[str, list[jax.Array]] = {name: [] for name in groups}
+    for index, (name, sizes) in enumerate(groups.items()):
+        target = dst.forward(networks, net, vectors, x, present).targets[name]
+        vectors[name] = quantization.residual_kmeans(jax.random.fold_in(book_key, index), target, weight[name], sizes)
+    share = {name: float(weight[name].mean()) for name in groups}
+    books = {
+        name: tuple(quantization.make_book(v, cfg.batch_size * share[name]) for v in group)
+        for name, group in vectors.items()
+    }
+    trainable = {"net": net, "log_temperature": jnp.log(jnp.float32(cfg.temperature))}
+    if cfg.codebooks == "gradient":
+        trainable["codebooks"] = vectors
+    club = {
+        f"{a}|{b}": mutual_information.init_conditional(
+            jax.random.fold_in(club_key, index), cfg.width, cfg.width, cfg.mi_hidden
+        )
+        for index, (a, b) in enumerate(dst.information_pairs(cfg, layout))
+    }
+    adamw, adam = _optimizers(cfg)
+    return State(trainable, books, adamw.init(trainable), club, adam.init(club))
+
+
+def train_step(
+    cfg: DSTConfig, layout: Layout, state: State, key: jax.Array, step: jax.Array, x: Arrays, present: Arrays
+) -> tuple[State, Arrays]:
+    """One step: networks by AdamW, codebooks by moving average, dead codes re-seeded, then vCLUB's q."""
+    drop_key, seed_key = jax.random.split(jax.random.fold_in(key, step))
+    ramp = jnp.minimum(1.0, (step + 1) / max(cfg.mi_ramp * cfg.steps, 1.0))
+
+    def total_loss(trainable: dict[str, Any]) -> tuple[jax.Array, tuple[dst.Forward, Arrays]]:
+        vectors = vectors_of(trainable, state.books)
+        passed = dst.forward(Networks(cfg, layout.widths), trainable["net"], vectors, x, present, drop_key)
+        parts = dst.losses(cfg, passed, x, present, trainable["log_temperature"])
+        pairs = dst.information_pairs(cfg, layout)
+        parts |= dst.information(state.club, pairs, passed.sums, dst.weights_of(present))
+        return _weighted(cfg, parts, ramp), (passed, parts)
+
+    (loss, (passed, parts)), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
+    adamw, _ = _optimizers(cfg)
+    updates, optimizer = adamw.update(gradients, state.optimizer, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    books, usage = _update_books(cfg, seed_key, trainable, state.books, passed, dst.weights_of(present))
+    if "codebooks" in trainable:
+        trainable["codebooks"] = {name: [b.vectors_KD for b in group] for name, group in books.items()}
+    club, club_optimizer, likelihood = _fit_club(cfg, layout, state, passed.sums, dst.weights_of(present))
+    metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients["net"]), **parts, **usage, **likelihood}
+    return State(trainable, books, optimizer, club, club_optimizer), metrics
+
+
+def vectors_of(trainable: Mapping[str, Any], books: Mapping[str, Sequence[Book]]) -> dict[str, list[jax.Array]]:
+    """Group -> its codebooks [K, D], wherever they are kept."""
+    return trainable.get("codebooks") or {name: [b.vectors_KD for b in group] for name, group in books.items()}
+
+
+def _weighted(cfg: DSTConfig, parts: Arrays, ramp: jax.Array) -> jax.Array:
+    weights = {
+        "reconstruction": cfg.reconstruction_weight,
+        "shared_reconstruction": cfg.shared_reconstruction_weight,
+        "alignment": cfg.alignment_weight,
+        "uniformity": cfg.uniformity_weight,
+        "commitment": cfg.commitment_weight,
+        "codebook": cfg.codebook_weight if cfg.codebooks == "gradient" else 0.0,
+    }
+    total = sum(weight * parts[name] for name, weight in weights.items())
+    for name in parts:
+        if name.startswith("mi/"):
+            weight = cfg.mi_weight if name.startswith(f"mi/{dst.SHARED}|") else cfg.mi_specific_weight
+            total = total + ramp * weight * parts[name]
+    return total
+
+
+def _update_books(
+    cfg: DSTConfig,
+    key: jax.Array,
+    trainable: Mapping[str, Any],
+    books: Mapping[str, Sequence[Book]],
+    passed: dst.Forward,
+    weight: Arrays,
+) -> tuple[dict[str, tuple[Book, ...]], Arrays]:
+    """Next books, and per level the share of codes in use (`used/NAME`) and how many were re-seeded."""
+    learned = trainable.get("codebooks")
+    fresh, usage, number = {}, {}, itertools.count()
+    for name, group in books.items():
+        quantized, levels = passed.quantized[name], []
+        for depth, book in enumerate(group):
+            x_BD, code_B = quantized.residuals_LND[depth], quantized.codes_NL[:, depth]
+            book = quantization.ema_update(book, x_BD, code_B, weight[name], cfg.decay)
+            if learned:
+                book = book._replace(vectors_KD=learned[name][depth])
+            error_B = jnp.sum((x_BD - quantized.chosen_LND[depth]) ** 2, -1)
+            draw = jax.random.fold_in(key, next(number))
+            book, dead = quantization.reseed_dead(draw, book, x_BD, error_B, weight[name], cfg.dead_threshold)
+            levels.append(book)
+            usage[f"used/{name}/{depth}"] = 1 - dead / len(book.count_K)
+        fresh[name] = tuple(levels)
+    return fresh, usage
+
+
+def _fit_club(
+    cfg: DSTConfig, layout: Layout, state: State, sums: Arrays, weight: Arrays
+) -> tuple[dict[str, Any], Any, Arrays]:
+    pairs, (_, adam) = dst.information_pairs(cfg, layout), _optimizers(cfg)
+    if not pairs or cfg.mi_steps == 0:
+        return state.club, state.club_optimizer, {}
+    samples = {name: jax.lax.stop_gradient(dst.unit_variance(q_BD)) for name, q_BD in sums.items()}
+
+    def negative(club: dict[str, Any]) -> jax.Array:
+        score = mutual_information.log_likelihood
+        return -sum(score(club[f"{a}|{b}"], samples[a], samples[b], weight[a] * weight[b]) for a, b in pairs)
+
+    def climb(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], jax.Array]:
+        club, optimizer = carry
+        value, gradients = jax.value_and_grad(negative)(club)
+        updates, optimizer = adam.update(gradients, optimizer)
+        return (optax.apply_updates(club, updates), optimizer), value
+
+    (club, optimizer), values = jax.lax.scan(climb, (state.club, state.club_optimizer), length=cfg.mi_steps)
+    return club, optimizer, {"mi_log_likelihood": -values[-1] / len(pairs)}
+
+
+def _optimizers(cfg: DSTConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    schedule = optax.cosine_decay_schedule(cfg.learning_rate, max(cfg.steps, 1), 0.05)
+    return optax.adamw(schedule, weight_decay=cfg.weight_decay), optax.adam(cfg.mi_learning_rate)
+
+
+def _compiled_steps(cfg: DSTConfig, layout: Layout) -> Any:
+    def run(state: State, key: jax.Array, steps_S: jax.Array, x_SBF: Arrays, present_SB: Arrays) -> tuple[State, Arrays]:
+        def body(carry: State, part: Any) -> tuple[State, Arrays]:
+            step, x, present = part
+            return train_step(cfg, layout, carry, key, step, x, present)
+
+        return jax.lax.scan(body, state, (steps_S, x_SBF, present_SB))
+
+    return jax.jit(run)
+
+
+def _chunks(cfg: DSTConfig, rows: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
+    """(first step, item rows [S, B]) of each compiled call; every epoch in a fresh order, its remainder dropped."""
+    size = min(cfg.batch_size, len(rows))
+    batches = (part for _ in itertools.count() for part in np.split(_whole(rng.permutation(rows), size), len(rows) // size))
+    for start in range(0, cfg.steps, STEPS_PER_CALL):
+        yield start, np.stack(list(itertools.islice(batches, min(STEPS_PER_CALL, cfg.steps - start))))
+
+
+def _whole(rows: np.ndarray, size: int) -> np.ndarray:
+    return rows[: len(rows) // size * size]
+
+
+def _load(
+    scales: Mapping[str, Standardiser], features: FeatureMap, present: PresentMap, picks: np.ndarray
+) -> tuple[Arrays, Arrays]:
+    """Standardised features and presence of the items `picks`, of any shape."""
+    flat = picks.reshape(-1)
+    x = {m: scale(features[m][flat], present[m][flat]).reshape(*picks.shape, -1) for m, scale in scales.items()}
+    return x, {m: np.asarray(present[m][flat]).reshape(picks.shape) for m in scales}
+
+
+def _freeze(cfg: DSTConfig, layout: Layout, scales: Mapping[str, Standardiser], state: State) -> DSTModel:
+    return _refrozen(DSTModel(cfg, layout, {}, {}, dict(scales), []), state)
+
+
+def _refrozen(model: DSTModel, state: State) -> DSTModel:
+    vectors = vectors_of(state.trainable, state.books)
+    model.books = {name: [np.asarray(v) for v in group] for name, group in vectors.items()}
+    model.params = jax.tree.map(np.asarray, state.trainable["net"])
+    return model
+
+
+def _watch(
+    model: DSTModel, features: FeatureMap, present: PresentMap, rows: np.ndarray, rng: np.random.Generator
+) -> dict[str, float]:
+    """Independent estimates, in nats, of what the first shared code tells of each specific code."""
+    codes = model.assign({m: v[rows] for m, v in features.items()}, {m: v[rows] for m, v in present.items()})
+    found, first = {}, codes[:, 0]
+    for index, level in enumerate(model.levels):
+        if level.modality == dst.SHARED:
+            continue
+        both = (first < model.levels[0].size) & (codes[:, index] < level.size)
+        name = f"mi_codes/{model.levels[0].name}|{level.name}"
+        found[name] = mutual_information.excess_information(first[both], codes[both, index], rng)
+    return found

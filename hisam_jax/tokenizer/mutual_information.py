@@ -1,0 +1,77 @@
+"""How much two codes tell of one another: a bound to minimise (vCLUB) and an independent estimate to watch.
+
+vCLUB: Cheng et al. 2020, arXiv 2006.12013; the estimator and its network are ours (the paper states only that mutual
+information is minimised). `q(y | x)` is a Gaussian whose mean and tanh-bounded log-variance an MLP gives.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = dict[str, jax.Array]
+LOG_VARIANCE_BOUND = 3.0
+
+
+def init_conditional(key: jax.Array, width_x: int, width_y: int, hidden: int) -> Params:
+    """Parameters of q(y | x)."""
+    keys = jax.random.split(key, 3)
+    shapes = {"input": (width_x, hidden), "mean": (hidden, width_y), "log_variance": (hidden, width_y)}
+    params = {}
+    for fresh, (name, shape) in zip(keys, shapes.items(), strict=True):
+        params[f"{name}_w"] = jax.random.normal(fresh, shape) * shape[0] ** -0.5
+        params[f"{name}_b"] = jnp.zeros(shape[1])
+    return params
+
+
+def conditional(params: Params, x_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and log-variance [B, E] of q(y | x)."""
+    hidden_BH = jax.nn.relu(x_BD @ params["input_w"] + params["input_b"])
+    log_variance_BE = jnp.tanh(hidden_BH @ params["log_variance_w"] + params["log_variance_b"])
+    return hidden_BH @ params["mean_w"] + params["mean_b"], LOG_VARIANCE_BOUND * log_variance_BE
+
+
+def log_likelihood(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array) -> jax.Array:
+    """Mean log q(y | x) in nats, without its constant, over rows of weight 1."""
+    mean_BE, log_variance_BE = conditional(params, x_BD)
+    row_B = -0.5 * jnp.sum((y_BE - mean_BE) ** 2 * jnp.exp(-log_variance_BE) + log_variance_BE, -1)
+    return jnp.sum(row_B * weight_B) / jnp.maximum(jnp.sum(weight_B), 1)
+
+
+def vclub(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array) -> jax.Array:
+    """The bound E_p(x,y)[log q(y|x)] - E_p(x)p(y)[log q(y|x)] in nats; 0 with fewer than two rows; may be negative.
+
+    The second expectation runs over all pairs of the batch, by moments: mean_j (y_j - mu_i)^2 = (ybar - mu_i)^2 + var y.
+    """
+    count = jnp.maximum(jnp.sum(weight_B), 1)
+    mean_BE, log_variance_BE = conditional(params, x_BD)
+    average_E = weight_B @ y_BE / count
+    variance_E = weight_B @ (y_BE - average_E) ** 2 / count
+    own_BE = (y_BE - mean_BE) ** 2
+    others_BE = (average_E - mean_BE) ** 2 + variance_E
+    row_B = 0.5 * jnp.sum((others_BE - own_BE) * jnp.exp(-log_variance_BE), -1)
+    return jnp.sum(row_B * weight_B) / count
+
+
+def excess_information(a_N: np.ndarray, b_N: np.ndarray, rng: np.random.Generator, permutations: int = 3) -> float:
+    """Plug-in mutual information of two codes in nats, less its mean under permutation: near 0 when independent.
+
+    Shares nothing with vCLUB's `q`, which can go stale and fool its reader.
+    """
+    if len(a_N) < 2:
+        return 0.0
+    chance = [plug_in_information(a_N, rng.permutation(b_N)) for _ in range(permutations)]
+    return plug_in_information(a_N, b_N) - float(np.mean(chance))
+
+
+def plug_in_information(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    """Mutual information of the empirical distribution of two non-negative integer codes, in nats."""
+    joint = np.bincount(a_N.astype(np.int64) * (int(b_N.max()) + 1) + b_N)
+    return entropy(np.bincount(a_N)) + entropy(np.bincount(b_N)) - entropy(joint)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of the distribution that `counts` are in proportion to."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
