@@ -1,7 +1,7 @@
 """Amazon reviews of 2014 and 2023 in the official JSON lines, gzipped or not.
 
-Reviews are scanned lazily; only the four fields of an event are ever taken out of them. The picture URLs of the metadata
-resolve to files of `images` by their last part, or else by `<asin>.jpg`.
+Reviews are scanned lazily; only the four fields of an event are ever taken out of them. The picture URLs of the
+metadata resolve to files of `images` by their last part, or else by `<asin>.jpg`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def clean_words(values: Iterable[object]) -> list[str]:
 
 
 def read_records(path: Path, separator: str = ",", quoted: bool = True) -> Iterator[list[str] | None]:
-    """Fields of each record below the header; None for a line that is no record (a stray quote spoils only its line)."""
+    """Fields of each record below the header, None for a line that is no record: a stray quote spoils only its own."""
     with open_binary(path) as stream:
         lines = [line.decode("utf-8", errors="replace").rstrip("\r\n") for line in stream][1:]
     place = 0

@@ -53,8 +53,8 @@ def read(
 ) -> RawData:
     """Reads two tables; columns that are not named are not read.
 
-    Timestamps may be dates in ISO form, seconds, or milli-, micro- or nanoseconds since 1970; the unit is that of most of the
-    column. In a CSV of interactions a quoted field may hold separators but no line break (use Parquet for those).
+    Timestamps may be dates in ISO form, seconds, or milli-, micro- or nanoseconds since 1970; the unit is that of most
+    of the column. In a CSV of interactions a quoted field may hold separators but no line break (use Parquet for those).
 
     Args:
         raw: the folder that `interactions` and `items` are relative to; `.gz` is read as it is.
