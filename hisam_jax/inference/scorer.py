@@ -1,0 +1,166 @@
+"""A trained model over histories: retrieval scores, generated IDs, click logits. Compiled once per padded length."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hisam_jax.inference import beam_search
+from hisam_jax.inference.histories import History, batches
+from hisam_jax.models.catalog import Catalog
+from hisam_jax.models.hmat import HMAT
+from hisam_jax.tokenizer.trie import Trie
+
+ROWS = 64
+CANDIDATES = 512
+
+
+class Scorer:
+    """Pure functions of a model's parameters, jitted.
+
+    Args:
+        model: the module.
+        params: its parameters.
+        catalog: frozen item tables.
+        trie: existing IDs, for generation.
+        popularity_I: training counts; what an empty history is served by.
+        window: the most items of history that the model reads.
+    """
+
+    def __init__(
+        self, model: HMAT, params, catalog: Catalog, trie: Trie, popularity_I: np.ndarray, window: int, rows: int = ROWS
+    ):
+        self.model, self.params, self.trie, self.window, self.rows = model, params, trie, window, rows
+        self.catalog = jax.tree.map(jnp.asarray, catalog)
+        self.codes_IL = np.asarray(catalog.codes_IL)
+        self.popularity_I = np.log1p(np.asarray(popularity_I, np.float32))
+        self._leaf_I = trie.leaf_of_item()
+        self._vectors_ID = None
+
+    @functools.cached_property
+    def _leaf_sizes(self) -> np.ndarray:
+        return np.diff(np.asarray(self.trie.leaf_start))
+
+    def item_vectors(self) -> jax.Array:
+        """`[I, D]`, computed once."""
+        if self._vectors_ID is None:
+            self._vectors_ID = _item_vectors(self.model, self.params, self.catalog)
+        return self._vectors_ID
+
+    def retrieval(self, histories: Sequence[History]) -> np.ndarray:
+        """float32 `[len(histories), I]`: each user vector's dot product with every item vector."""
+        out = np.empty((len(histories), self.catalog.items), np.float32)
+        for rows, batch in batches(histories, self.codes_IL, window=self.window, rows=self.rows):
+            scores = _retrieval(self.model, self.params, self.catalog, self.item_vectors(), batch)
+            out[rows] = np.asarray(scores)[: len(rows)]
+        return self._serve_empty(histories, out)
+
+    def generation(
+        self, histories: Sequence[History], seen: Sequence[np.ndarray], *, beams: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`(unmasked, masked)` float32 `[len(histories), I]`: log-probability of the items that the beams reached.
+
+        Items that no beam reached hold -inf; items that share an ID hold the same value. `masked` comes from a cut
+        without the leaves all of whose items are in `seen` (one array of item indices a history).
+        """
+        free, masked = (np.full((len(histories), self.catalog.items), -np.inf, np.float32) for _ in range(2))
+        for rows, batch in batches(histories, self.codes_IL, window=self.window, rows=self.rows):
+            blocked = np.zeros((self.rows, self.trie.leaves), bool)
+            for row, index in enumerate(rows):
+                blocked[row] = self._blocked(seen[index])
+            found = _generation(self.model, self.params, self.catalog, self.trie, batch, blocked, beams)
+            for scores, (leaf, logp) in zip((free, masked), found, strict=True):
+                scores[rows] = self._spread(np.asarray(leaf), np.asarray(logp))[: len(rows)]
+        return self._serve_empty(histories, free), self._serve_empty(histories, masked)
+
+    def clicks_along(self, histories: Sequence[History]) -> list[np.ndarray]:
+        """Ranking logits of every event of each history, each read before its own action."""
+        out: list[np.ndarray] = [np.empty(0)] * len(histories)
+        for rows, batch in batches(histories, self.codes_IL, window=self.window, rows=self.rows):
+            logits = np.asarray(_clicks(self.model, self.params, self.catalog, batch))
+            for row, index in enumerate(rows):
+                out[index] = logits[row, : len(histories[index])]
+        return out
+
+    def clicks_for(self, history: History, candidates: np.ndarray) -> np.ndarray:
+        """Ranking logits of candidates after a history; candidates never see each other."""
+        _, batch = next(batches([history], self.codes_IL, window=self.window, rows=1))
+        out = []
+        for start in range(0, len(candidates), CANDIDATES):
+            part = candidates[start : start + CANDIDATES]
+            padded = np.zeros((1, CANDIDATES), np.int32)
+            padded[0, : len(part)] = part
+            logits = _candidates(self.model, self.params, self.catalog, batch, padded, self.codes_IL[padded])
+            out.append(np.asarray(logits)[0, : len(part)])
+        return np.concatenate(out)
+
+    def _blocked(self, seen: np.ndarray) -> np.ndarray:
+        counts = np.bincount(self._leaf_I[np.unique(seen)], minlength=self.trie.leaves)
+        return counts == self._leaf_sizes
+
+    def _spread(self, leaf_BW: np.ndarray, logp_BW: np.ndarray) -> np.ndarray:
+        by_leaf = np.full((len(leaf_BW), self.trie.leaves), -np.inf, np.float32)
+        row, beam = np.nonzero(logp_BW > 0.1 * beam_search.NONE)
+        by_leaf[row, leaf_BW[row, beam]] = logp_BW[row, beam]
+        return by_leaf[:, self._leaf_I]
+
+    def _serve_empty(self, histories: Sequence[History], scores: np.ndarray) -> np.ndarray:
+        empty = [index for index, history in enumerate(histories) if not len(history)]
+        scores[empty] = self.popularity_I
+        return scores
+
+
+def _last(state_BNTD: jax.Array, batch) -> tuple[jax.Array, jax.Array]:
+    length_B = (batch["segment"] > 0).sum(1)
+    index = jnp.maximum(length_B - 1, 0)[:, None, None, None]
+    return jnp.take_along_axis(state_BNTD[:, :, -1:], index, axis=1), length_B
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _item_vectors(model, params, catalog):
+    return model.apply({"params": params}, catalog, method="item_vectors")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _retrieval(model, params, catalog, vectors_ID, batch):
+    def run(module):
+        state_BNTD, _ = module(batch, catalog)
+        last, _ = _last(state_BNTD, batch)
+        return module.user_vectors(last)[:, 0] @ vectors_ID.T
+
+    return model.apply({"params": params}, method=run)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _generation(model, params, catalog, trie, batch, blocked_BF, beams):
+    def run(module):
+        state_BNTD, cache = module(batch, catalog)
+        last, length_B = _last(state_BNTD, batch)
+        return beam_search.beam_search(
+            module, last[:, 0, 0], cache, length_B, trie, beams=beams, blocked_BF=blocked_BF
+        )
+
+    return model.apply({"params": params}, method=run)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _clicks(model, params, catalog, batch):
+    return model.apply({"params": params}, method=lambda m: m.click_logits(m(batch, catalog)[0]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _candidates(model, params, catalog, batch, item_BC, codes_BCL):
+    def run(module):
+        _, cache = module(batch, catalog)
+        zeros = jnp.zeros_like(item_BC)
+        group = {"item": item_BC, "codes": codes_BCL, "action": zeros, "gap": zeros.astype(jnp.float32)}
+        x_BCTD = module.embed(group, catalog)
+        position = jnp.broadcast_to((batch["segment"] > 0).sum(1)[:, None], item_BC.shape)
+        state_BCTD, _ = module.run(x_BCTD, position, jnp.ones_like(item_BC), cache)
+        return module.click_logits(state_BCTD)
+
+    return model.apply({"params": params}, method=run)

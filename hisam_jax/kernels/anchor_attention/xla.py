@@ -1,0 +1,69 @@
+"""The two-part form in plain XLA: local `T x T` scores beside anchor scores, one softmax, queries in chunks of items.
+
+Cost `O(N T (T + N))` instead of `O((N T)^2)`. A chunk's scores are recomputed in the backward pass, so that memory is one
+chunk of queries against the anchors, never a whole long sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from hisam_jax.kernels.chunks import map_causal_chunks
+
+_MASKED = -1e30
+
+
+def attend_to_context(q_BNTHD, k_BNTGD, v_BNTGD, context_k_BMGD, context_v_BMGD, local_BNTT, context_BNTM) -> jax.Array:
+    """Each item's tokens attend to that item's own tokens and to a context, under one softmax in float32.
+
+    Args:
+        q_BNTHD: queries; `G` key/value heads serve `H` query heads (`G` divides `H`).
+        k_BNTGD, v_BNTGD: the items' own tokens.
+        context_k_BMGD, context_v_BMGD: what every item of the row may read besides, e.g. earlier anchors.
+        local_BNTT: bool, broadcastable, which own tokens are read.
+        context_BNTM: bool, broadcastable, which context positions are read.
+
+    Returns:
+        `[B, N, T, H, D]` in q's dtype; rows that may read nothing give zeros.
+    """
+    group = q_BNTHD.shape[3] // k_BNTGD.shape[3]
+    q_BNTGRD = rearrange(q_BNTHD, "b n t (g r) d -> b n t g r d", r=group) * (q_BNTHD.shape[-1] ** -0.5)
+    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    local = dot("bntgrd,bnsgd->bngrts", q_BNTGRD, k_BNTGD)
+    local = jnp.where(local_BNTT[:, :, None, None], local, _MASKED)
+    far = dot("bntgrd,bmgd->bngrtm", q_BNTGRD, context_k_BMGD)
+    far = jnp.where(context_BNTM[:, :, None, None], far, _MASKED)
+    top = jnp.maximum(local.max(-1, keepdims=True), far.max(-1, keepdims=True, initial=_MASKED))
+    top = jax.lax.stop_gradient(jnp.maximum(top, 0.5 * _MASKED))  # a row with nothing to read: exp(...) is 0, not 1
+    local, far = jnp.exp(local - top), jnp.exp(far - top)
+    total_BNTGR = rearrange(local.sum(-1) + far.sum(-1), "b n g r t -> b n t g r")
+    dtype = v_BNTGD.dtype
+    out = dot("bngrts,bnsgd->bntgrd", local.astype(dtype), v_BNTGD)
+    out += dot("bngrtm,bmgd->bntgrd", far.astype(dtype), context_v_BMGD)
+    out /= jnp.maximum(total_BNTGR, 1e-30)[..., None]
+    return rearrange(out, "b n t g r d -> b n t (g r) d").astype(q_BNTHD.dtype)
+
+
+def anchor_attention(q_BNTHD, k_BNTGD, v_BNTGD, segment_ids_BN, *, strict: bool, chunk: int = 64) -> jax.Array:
+    """Two-part XLA form of `api.anchor_attention`; `chunk` items of queries are scored at a time."""
+    tokens = q_BNTHD.shape[2]
+    anchors_k, anchors_v = k_BNTGD[:, :, -1], v_BNTGD[:, :, -1]
+    causal_TT = jnp.tril(jnp.ones((tokens, tokens), bool))
+    reads_T = jnp.arange(tokens) < tokens - 1 if strict else jnp.ones(tokens, bool)
+
+    def one_chunk(start, end, arrays):
+        q, k, v, segment_BC = arrays
+        segment_BM = segment_ids_BN[:, :end]
+        item_C = start + jnp.arange(q.shape[1])
+        earlier_CM = jnp.arange(segment_BM.shape[1])[None] < item_C[:, None]
+        real_BC = segment_BC > 0
+        together_BCM = (segment_BC[:, :, None] == segment_BM[:, None, :]) & real_BC[..., None] & earlier_CM
+        local = causal_TT & real_BC[:, :, None, None]
+        far = together_BCM[:, :, None, :] & reads_T[:, None]
+        return attend_to_context(q, k, v, anchors_k[:, :end], anchors_v[:, :end], local, far)
+
+    return map_causal_chunks(one_chunk, (q_BNTHD, k_BNTGD, v_BNTGD, segment_ids_BN), chunk)

@@ -1,0 +1,88 @@
+"""One transformer block: pre-norm attention over item groups, then a gated MLP."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from hisam_jax.kernels.anchor_attention import anchor_attention, attend_to_context
+from hisam_jax.kernels.flat_attention import flat_attention
+from hisam_jax.models.config import HMATConfig
+from hisam_jax.models.layers import Einsum, GatedMLP, RMSNorm
+from hisam_jax.models.rope import rope
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of a history, rotated already: anchors only for HMAT, every token for the flat model.
+
+    Attributes:
+        k, v: `[layers, B, M, G, width]`.
+        valid_BM: which of the M positions hold something.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    valid_BM: jax.Array
+
+
+class Attention(nn.Module):
+    """Queries, keys, values and the attention that the config asks for."""
+
+    config: HMATConfig
+
+    @nn.compact
+    def __call__(self, x_BNTD, item_BN, segment_BN, slots: int, past=None):
+        """Returns `(out_BNTD, (k, v) to be cached)`; with `past = (k, v, valid)` items see it instead of each other."""
+        c, dtype = self.config, self.config.compute_dtype
+        heads, groups, width = c.heads, c.kv_heads, c.head_width
+        q = Einsum("bntd,dhk->bnthk", (c.width, heads, width), dtype=dtype, name="q")(x_BNTD)
+        kv = Einsum("bntd,dcgk->cbntgk", (c.width, 2, groups, width), dtype=dtype, name="kv")(x_BNTD)
+        k, v = kv[0], kv[1]
+        if c.qk_norm:
+            q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
+        slot_T = jnp.arange(x_BNTD.shape[2])
+        mode = c.rope if c.anchors or c.rope == "none" else "flat"
+        q, k = (rope(x, item_BN, slot_T, mode=mode, slots=slots) for x in (q, k))
+        if past is not None:
+            out = self._continue(q, k, v, past, slots)
+        elif c.anchors:
+            out = anchor_attention(q, k, v, segment_ids=segment_BN, strict=c.strict, implementation=c.attention)
+        else:
+            out = flat_attention(q, k, v, segment_BN)
+        kept = (k[:, :, -1], v[:, :, -1]) if c.anchors else tuple(rearrange(x, "b n t g k -> b (n t) g k") for x in (k, v))
+        init_scale = (2 * c.layers) ** -0.5
+        out = Einsum("bnthk,hkd->bntd", (heads, width, c.width), (0, 1), init_scale, dtype, name="out")(out)
+        return out, kept
+
+    def _continue(self, q, k, v, past, slots: int):
+        past_k, past_v, valid_BM = past
+        tokens = q.shape[2]
+        reads_T = jnp.ones(tokens, bool)
+        if self.config.anchors and self.config.strict and tokens == slots:
+            reads_T = jnp.arange(tokens) < slots - 1
+        local = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
+        return attend_to_context(q, k, v, past_k, past_v, local, valid_BM[:, None, None, :] & reads_T[:, None])
+
+
+class Block(nn.Module):
+    """Pre-norm residual block; scanned over layers, so its carry is the hidden state alone."""
+
+    config: HMATConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x_BNTD, past, item_BN, segment_BN, valid_BM, slots):
+        c = self.config
+        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        past = None if past is None else (*past, valid_BM)
+        out, kept = Attention(c, name="attention")(
+            RMSNorm(name="norm_attention")(x_BNTD), item_BN, segment_BN, slots, past
+        )
+        x_BNTD = x_BNTD + drop(out)
+        mlp = GatedMLP(c.mlp, c.dropout, (2 * c.layers) ** -0.5, c.compute_dtype, name="mlp")
+        x_BNTD = x_BNTD + drop(mlp(RMSNorm(name="norm_mlp")(x_BNTD), deterministic=self.deterministic))
+        return x_BNTD, kept

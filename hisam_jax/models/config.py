@@ -1,0 +1,91 @@
+"""Sizes and switches of the Hierarchical Memory-Anchor Transformer and its flat baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from hisam_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class HMATConfig:
+    """One record for HMAT and, with `anchors=False`, for the flat baseline of the same width and depth.
+
+    Attributes:
+        width: model width D.
+        layers: number of blocks.
+        heads: query heads; `width` is `heads * head_width`.
+        kv_heads: key/value heads; divides `heads`.
+        mlp: hidden units of the gated MLP.
+        dropout: on embeddings, hidden units and residual branches.
+        id_dropout: share of items whose item-id embedding is hidden in a training step, so that content must do.
+        code_dropout: share of items whose code embeddings are hidden from their item vector in a training step.
+        anchors: memory-anchor attention [stated]; False is full causal attention over all code tokens.
+        strict: anchors do not read earlier anchors [AnLLM's form].
+        rope: `hierarchical` [stated], `flat` or `none`; the flat baseline uses `flat`.
+        qk_norm: RMSNorm on queries and keys [ours].
+        actions: target and action tokens in each group [ours]; needed to rank without reading the answer.
+        item_id: item-id embedding in the item vector [ours].
+        item_id_rows: rows of its hashed table; 0 is one row an item.
+        features: projected modality features in the item vector [ours].
+        codes: code embeddings in the item vector [ours].
+        time_gap: log time since the user's previous event, in the anchor (and in the target token).
+        past_action: the item's own action in its anchor.
+        ranking, generation, retrieval: weights of the heads; 0 leaves a head out.
+        dtype: of the computation; parameters and softmax stay float32.
+        attention: implementation of anchor attention, None for the platform's.
+        remat: recompute blocks in the backward pass.
+    """
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+    kv_heads: int = 2
+    mlp: int = 172
+    dropout: float = 0.1
+    id_dropout: float = 0.0
+    code_dropout: float = 0.0
+    anchors: bool = True
+    strict: bool = False
+    rope: Literal["hierarchical", "flat", "none"] = "hierarchical"
+    qk_norm: bool = True
+    actions: bool = False
+    item_id: bool = True
+    item_id_rows: int = 0
+    features: bool = True
+    codes: bool = True
+    time_gap: bool = True
+    past_action: bool = True
+    ranking: float = 0.0
+    generation: float = 1.0
+    retrieval: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str | None = None
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.width % self.heads or self.heads % self.kv_heads or (self.width // self.heads) % 4:
+            raise UserError(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}",
+                field="model.heads",
+                expected="heads that divide width into parts divisible by 4, and kv_heads that divide heads",
+            )
+        if not (self.item_id or self.features or self.codes):
+            raise UserError("an item vector of nothing", field="model.item_id", expected="item_id, features or codes on")
+        if not (self.ranking or self.generation or self.retrieval):
+            raise UserError("no head has a weight", field="model.retrieval", expected="at least one weight above 0")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.dtype)
+
+    def tokens(self, levels: int) -> int:
+        """Tokens per item T: codes, target and action where they are on, the anchor where there is one."""
+        return levels + 2 * self.actions + self.anchors
