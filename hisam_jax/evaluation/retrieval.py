@@ -1,7 +1,7 @@
 """Full-ranking retrieval metrics for one relevant item a list: pessimistic ranks, Recall and NDCG.
 
-Seen items (every item of the history, liked or not) leave the masked list. A target that was itself seen before, a repeat
-purchase, stays in it: the question asked is where that item stands, and a list without it has no answer.
+Seen items (every item of the history, liked or not) leave the masked list. A target that was itself seen before, a
+repeat purchase, stays in it: the question asked is where that item stands, and a list without it has no answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SeenItems:
 
 
 def pessimistic_ranks(scores_BI: np.ndarray, target_B: np.ndarray, seen: tuple[np.ndarray, np.ndarray]) -> Ranks:
-    """Rank = 1 + number of other items that score at least as much: ties, as items sharing an ID, go against the target.
+    """Rank = 1 + number of other items that score at least as much: ties (items sharing an ID) count against it.
 
     Args:
         scores_BI: scores of the whole catalogue; -inf for what a model cannot reach, never nan.
@@ -83,9 +83,7 @@ def ndcg_at(ranks_T: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0)
 
 
-def retrieval_values(
-    ranks_T: np.ndarray, cutoffs: tuple[int, ...] = (5, 10), suffix: str = ""
-) -> dict[str, np.ndarray]:
+def retrieval_values(ranks_T: np.ndarray, cutoffs: tuple[int, ...], suffix: str = "") -> dict[str, np.ndarray]:
     """Recall and NDCG of every target at every cutoff: `{"recall@5": [T], ...}`, `suffix` after each name."""
     values = {f"recall@{k}{suffix}": recall_at(ranks_T, k) for k in cutoffs}
     return values | {f"ndcg@{k}{suffix}": ndcg_at(ranks_T, k) for k in cutoffs}

@@ -10,14 +10,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from hisam_jax.data.dataset import Dataset
-from hisam_jax.data.records import UserSequence
+from hisam_jax.data.dataset import COLD_ITEM_EVENTS, COLD_USER_EVENTS, Dataset
+from hisam_jax.data.records import TEST, TRAIN, VALIDATION, UserSequence
 from hisam_jax.evaluation.retrieval import SeenItems
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = {"validation": VALIDATION, "test": TEST}
-COLD_USER_EVENTS = 10  # SPEC 5 [stated]: cold below this many events before the scored one
-COLD_ITEM_EVENTS = 10  # SPEC 5: cold below this many training interactions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Coldness:
-    """Warm or cold, per scored event. Item groups are disjoint: `cold_item` has 1 to 9 training events, `zero_item` none."""
+    """Marks per scored event. Items are cold with 1 to 9 training events, zero with none, else warm."""
 
     cold_user: np.ndarray
     cold_item: np.ndarray
@@ -125,7 +122,7 @@ def events_from_sequences(sequences: Iterable[UserSequence], users: int, items: 
 
 
 def retrieval_targets(events: Events, split: str) -> RetrievalTargets:
-    """Each user's first positive event of `split` ('validation' or 'test'); under leave-one-out that is the only one."""
+    """Each user's first positive event of `split`, 'validation' or 'test'; the only one under leave-one-out."""
     chosen = np.flatnonzero((events.split_E == SPLITS[split]) & events.positive_E)
     _, first = np.unique(events.user_E[chosen], return_index=True)
     target_T = chosen[first]
