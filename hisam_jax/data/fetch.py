@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import requests
+import urllib3
 
 from hisam_jax.data.public_sets import RemoteFile
 from hisam_jax.errors import UserError
@@ -86,7 +87,7 @@ def _transfer(session: requests.Session, url: str, partial: Path, client: Client
         before = _size(partial)
         try:
             return _continue(session, url, partial, client)
-        except (requests.RequestException, _Broken) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, _Broken) as error:
             fruitless = fruitless + 1 if _size(partial) <= before else 1
             if fruitless >= client.attempts:
                 hint = "run the same command again to go on from there"
@@ -145,7 +146,8 @@ def _receive(response: requests.Response, partial: Path, start: int, total: int 
     description = partial.name.removesuffix(".partial")
     with open(partial, "ab") as sink, progress_bar(total, description, unit="B") as bar:
         bar.update(start)
-        for block in response.iter_content(BLOCK):
+        # As it comes: `iter_content` drops what came of a block when the line breaks inside it.
+        while block := response.raw.read1(BLOCK):
             sink.write(block)
             bar.update(len(block))
 

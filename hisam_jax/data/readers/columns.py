@@ -154,20 +154,22 @@ def split_fields(
     )
 
 
-def to_interactions(rows: pl.LazyFrame, *, unit: str = "s", first_line: int = 0) -> pl.LazyFrame:
+def to_interactions(rows: pl.LazyFrame, *, unit: str = "s", dates: bool = False, first_line: int = 0) -> pl.LazyFrame:
     """INTERACTION_SCHEMA from string columns `user`, `item`, maybe `rating` and `timestamp`, and `row`, `broken`.
 
     Args:
         rows: `row` is the 0-based line; the first `first_line` of them are a header.
-        unit: what numeric timestamps count; dates in ISO form are taken whatever it is.
+        unit: what numeric timestamps count.
+        dates: whether timestamps may also be dates in ISO form.
     """
     columns = rows.collect_schema().names()
     texts = {
         name: pl.col(name).str.strip_chars() if name in columns else pl.lit(None, pl.String) for name in EVENT_FIELDS
     }
+    number = pl.col("timestamp").cast(pl.Float64, strict=False) / UNITS[unit]
     typed = rows.with_columns(**texts).with_columns(
         rating_value=pl.col("rating").cast(pl.Float32, strict=False),
-        seconds=_seconds(pl.col("timestamp"), unit),
+        seconds=pl.coalesce(number, _iso_seconds(pl.col("timestamp"))) if dates else number,
     )
     return typed.select(
         "user",
@@ -198,8 +200,7 @@ def check_has_rows(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     return rows
 
 
-def _seconds(text: pl.Expr, unit: str) -> pl.Expr:
-    number = text.cast(pl.Float64, strict=False) / UNITS[unit]
+def _iso_seconds(text: pl.Expr) -> pl.Expr:
     part = text.str.extract_groups(_ISO).struct.field
     clock = [part(str(place)).cast(pl.Int64).fill_null(0) for place in (2, 3, 4)]
     zone = part("6").cast(pl.Int64) * 3600 + part("7").cast(pl.Int64) * 60
@@ -207,7 +208,7 @@ def _seconds(text: pl.Expr, unit: str) -> pl.Expr:
     day = part("1").str.to_date("%Y-%m-%d", strict=False).cast(pl.Int64) * 86_400
     moment = day + clock[0] * 3600 + clock[1] * 60 + clock[2] - zone
     possible = (clock[0] < 24) & (clock[1] < 60) & (clock[2] <= 60)
-    return pl.coalesce(number, pl.when(possible).then(moment).cast(pl.Float64))
+    return pl.when(possible).then(moment).cast(pl.Float64)
 
 
 def _good_time() -> pl.Expr:

@@ -54,7 +54,8 @@ def read(
     """Reads two tables; columns that are not named are not read.
 
     Timestamps may be dates in ISO form, seconds, or milli-, micro- or nanoseconds since 1970; the unit is that of most
-    of the column. In a CSV of interactions a quoted field may hold separators but no line break (use Parquet for those).
+    of the column. In a CSV of interactions a quoted field may hold separators but no line break: such lines count as
+    broken, and Parquet takes them.
 
     Args:
         raw: the folder that `interactions` and `items` are relative to; `.gz` is read as it is.
@@ -89,7 +90,7 @@ def read(
         _item_rows(records, item, parts, category_separator, Pictures(images), raw), items_path
     )
     return RawData(
-        interactions=to_interactions(rows, unit=unit, first_line=first_line),
+        interactions=to_interactions(rows, unit=unit, dates=True, first_line=first_line),
         items=catalogue,
         interactions_path=events_path,
         items_path=items_path,
