@@ -50,7 +50,10 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     for name, value in section.items():
         if name not in known:
             raise UserError("unknown config field", field=f"{where}.{name}", expected=_nearest(name, known))
-        values[name] = _coerce(value, hints[name], f"{where}.{name}")
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            values[name] = build(hints[name], value, f"{where}.{name}")
+        else:
+            values[name] = _coerce(value, hints[name], f"{where}.{name}")
     return cls(**values)
 
 
@@ -80,9 +83,15 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(value, ml_collections.ConfigDict) and hint is not ml_collections.ConfigDict:
+        value = value.to_dict()
     if hint is Any:
         return value
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    options = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     for option in options:
         base = typing.get_origin(option) or option
         if base is typing.Literal and value in typing.get_args(option):

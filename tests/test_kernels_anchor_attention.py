@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hisam_jax.errors import UserError
-from hisam_jax.kernels.anchor_attention import anchor_attention, attend_to_context
-from hisam_jax.kernels.anchor_attention import xla
+from hisam_jax.kernels.anchor_attention import anchor_attention, attend_to_context, xla
 from hisam_jax.kernels.anchor_attention.reference import anchor_mask, masked_attention
 from hisam_jax.kernels.flat_attention import flat_attention
 
@@ -99,7 +98,6 @@ def test_padding_gives_zeros_and_zero_gradients_never_nan():
     q, k, v, _ = _inputs(1, 2, 6, 3, 2, 2, 8)
     segments = jnp.zeros((2, 6), jnp.int32)
     for name in ("xla", "reference"):
-
 
         @jax.jit
         def both(q, k, v, name=name):

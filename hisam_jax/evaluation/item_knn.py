@@ -10,7 +10,7 @@ from scipy import sparse
 
 from hisam_jax.data.records import TRAIN
 from hisam_jax.evaluation import retrieval
-from hisam_jax.evaluation.targets import Events, RetrievalTargets, history
+from hisam_jax.evaluation.targets import Events, RetrievalTargets, history, subset_of_users
 
 BLOCK_ELEMENTS = 1 << 24  # co-occurrence counts held at once: 64 MiB of float32
 TUNING_USERS = 2000
@@ -62,7 +62,7 @@ def tune_item_knn(events: Events, validation: RetrievalTargets, seed: int) -> It
 
     At most TUNING_USERS targets, drawn by `seed`, are looked at; ties keep the earlier value. No test event is read.
     """
-    targets = _subset(validation, TUNING_USERS, seed)
+    targets = subset_of_users(validation, TUNING_USERS, seed)
     config = ItemKNNConfig()
     if not len(targets.user_T):
         return config
@@ -99,11 +99,3 @@ def _weighted_history(events: Events, targets: RetrievalTargets, recency: float)
     later = np.repeat(np.cumsum(count_T), count_T) - 1 - np.arange(len(row))
     weight = np.float32(recency) ** later.astype(np.float32)
     return sparse.csr_array((weight, (row, events.item_E[event])), (len(targets.user_T), events.items))
-
-
-def _subset(targets: RetrievalTargets, size: int, seed: int) -> RetrievalTargets:
-    keep = np.sort(np.random.default_rng(seed).permutation(len(targets.user_T))[:size])
-    row, item = targets.seen.rows(keep)
-    seen = retrieval.SeenItems(np.append(0, np.cumsum(np.bincount(row, minlength=len(keep)))), item)
-    cold = type(targets.cold)(*(getattr(targets.cold, f.name)[keep] for f in dataclasses.fields(targets.cold)))
-    return RetrievalTargets(targets.user_T[keep], targets.item_T[keep], targets.position_T[keep], seen, cold)

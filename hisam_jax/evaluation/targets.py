@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 
@@ -55,6 +56,10 @@ class Coldness:
     cold_item: np.ndarray
     zero_item: np.ndarray
 
+    def take(self, rows: np.ndarray) -> Coldness:
+        """The marks of the chosen events."""
+        return Coldness(self.cold_user[rows], self.cold_item[rows], self.zero_item[rows])
+
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalTargets:
@@ -74,6 +79,12 @@ class RetrievalTargets:
     seen: SeenItems
     cold: Coldness
 
+    def take(self, rows: np.ndarray) -> RetrievalTargets:
+        """The chosen targets, in that order."""
+        row, item = self.seen.rows(rows)
+        seen = SeenItems(np.append(0, np.cumsum(np.bincount(row, minlength=len(rows)))), item)
+        return RetrievalTargets(self.user_T[rows], self.item_T[rows], self.position_T[rows], seen, self.cold.take(rows))
+
 
 @dataclasses.dataclass(frozen=True)
 class RankingTargets:
@@ -92,6 +103,11 @@ class RankingTargets:
     item_E: np.ndarray
     label_E: np.ndarray
     cold: Coldness
+
+    def take(self, rows: np.ndarray) -> RankingTargets:
+        """The chosen events, in that order."""
+        columns = (column[rows] for column in (self.user_E, self.position_E, self.item_E, self.label_E))
+        return RankingTargets(*columns, self.cold.take(rows))
 
 
 def load_events(dataset: Dataset) -> Events:
@@ -145,6 +161,19 @@ def ranking_targets(events: Events, split: str) -> RankingTargets:
         label_E=events.positive_E[chosen],
         cold=_coldness(events, chosen),
     )
+
+
+Targets = TypeVar("Targets", RetrievalTargets, RankingTargets)
+
+
+def subset_of_users(targets: Targets, users: int, seed: int) -> Targets:
+    """The targets of at most `users` users, drawn by `seed`; 0 keeps all."""
+    owner = targets.user_T if isinstance(targets, RetrievalTargets) else targets.user_E
+    everyone = np.unique(owner)
+    if not users or len(everyone) <= users:
+        return targets
+    drawn = np.random.default_rng(seed).permutation(everyone)[:users]
+    return targets.take(np.flatnonzero(np.isin(owner, drawn)))
 
 
 def history(events: Events, target_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,10 @@ class History:
         start = max(0, end - window)
         return cls(*(features[name][start:end] for name in COLUMNS))
 
+    def latest(self, window: int) -> History:
+        """The last `window` events."""
+        return History(self.item[-window:], self.action[-window:], self.gap[-window:])
+
     def __len__(self) -> int:
         return len(self.item)
 

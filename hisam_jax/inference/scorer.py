@@ -140,9 +140,7 @@ def _generation(model, params, catalog, trie, batch, blocked_BF, beams):
     def run(module):
         state_BNTD, cache = module(batch, catalog)
         last, length_B = _last(state_BNTD, batch)
-        return beam_search.beam_search(
-            module, last[:, 0, 0], cache, length_B, trie, beams=beams, blocked_BF=blocked_BF
-        )
+        return beam_search.beam_search(module, last[:, 0, 0], cache, length_B, trie, beams=beams, blocked_BF=blocked_BF)
 
     return model.apply({"params": params}, method=run)
 

@@ -53,7 +53,9 @@ class Attention(nn.Module):
             out = anchor_attention(q, k, v, segment_ids=segment_BN, strict=c.strict, implementation=c.attention)
         else:
             out = flat_attention(q, k, v, segment_BN)
-        kept = (k[:, :, -1], v[:, :, -1]) if c.anchors else tuple(rearrange(x, "b n t g k -> b (n t) g k") for x in (k, v))
+        kept = (
+            (k[:, :, -1], v[:, :, -1]) if c.anchors else tuple(rearrange(x, "b n t g k -> b (n t) g k") for x in (k, v))
+        )
         init_scale = (2 * c.layers) ** -0.5
         out = Einsum("bnthk,hkd->bntd", (heads, width, c.width), (0, 1), init_scale, dtype, name="out")(out)
         return out, kept

@@ -74,7 +74,9 @@ class HMATConfig:
                 expected="heads that divide width into parts divisible by 4, and kv_heads that divide heads",
             )
         if not (self.item_id or self.features or self.codes):
-            raise UserError("an item vector of nothing", field="model.item_id", expected="item_id, features or codes on")
+            raise UserError(
+                "an item vector of nothing", field="model.item_id", expected="item_id, features or codes on"
+            )
         if not (self.ranking or self.generation or self.retrieval):
             raise UserError("no head has a weight", field="model.retrieval", expected="at least one weight above 0")
 

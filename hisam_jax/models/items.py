@@ -49,7 +49,9 @@ class ItemEncoder(nn.Module):
                 total += project(jnp.take(values_IF, item_x, axis=0))
         if config.item_id:
             known = jnp.take(catalog.trained_I, item_x, axis=0)[..., None]
-            total += self._keep(config.id_dropout, self.ids(_row(item_x, self.items, self.ids.rows)) * known, deterministic)
+            total += self._keep(
+                config.id_dropout, self.ids(_row(item_x, self.items, self.ids.rows)) * known, deterministic
+            )
         return total
 
     def _keep(self, rate: float, x: jax.Array, deterministic: bool) -> jax.Array:

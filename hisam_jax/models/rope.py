@@ -21,7 +21,9 @@ def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def rope(x_BNTHD, item_BN, slot_T, *, mode: str, slots: int, base_item: float = 1e4, base_slot: float = 1e2) -> jax.Array:
+def rope(
+    x_BNTHD, item_BN, slot_T, *, mode: str, slots: int, base_item: float = 1e4, base_slot: float = 1e2
+) -> jax.Array:
     """Positions for queries or keys.
 
     `hierarchical` [two orthogonal subspaces: stated; halves and bases: ours]: the first half of the width turns with the

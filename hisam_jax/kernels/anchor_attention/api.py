@@ -67,7 +67,9 @@ def _check(q, k, v, segment_ids) -> None:
         )
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in (jnp.float32, jnp.bfloat16) or x.dtype != q.dtype:
-            raise UserError(f"{name} of dtype {x.dtype}", field=name, expected="float32 or bfloat16, one for q, k and v")
+            raise UserError(
+                f"{name} of dtype {x.dtype}", field=name, expected="float32 or bfloat16, one for q, k and v"
+            )
     if segment_ids is None:
         return
     if segment_ids.shape != q.shape[:2] or not jnp.issubdtype(segment_ids.dtype, jnp.integer):

@@ -1,0 +1,112 @@
+"""`hisam evaluate`: a run -> evaluation.json, beside the baselines, over the whole catalogue."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hisam_jax.errors import UserError
+from hisam_jax.evaluation import baselines, cold_start, summary
+from hisam_jax.evaluation.intervals import Bootstrap
+from hisam_jax.evaluation.retrieval import Ranks
+from hisam_jax.evaluation.targets import RankingTargets, RetrievalTargets, ranking_targets, retrieval_targets
+from hisam_jax.files import atomic_write
+from hisam_jax.inference import scoring
+from hisam_jax.inference.recommend import recommend_items
+from hisam_jax.inference.run import Run, load_run
+
+
+def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
+    """Scores a run's best checkpoint on the held-out events of a split.
+
+    Leaves `RUN/evaluation.json`, `RUN/samples.json` and `RUN/predictions.npz` (per-target ranks and logits, for paired
+    comparisons). Another split than `test` has its name in these files' names.
+
+    Raises:
+        UserError: no run, or nothing to score in the split.
+    """
+    start, run = time.monotonic(), load_run(workdir)
+    configs, events = run.assembly.configs, run.events
+    targets, rated = retrieval_targets(events, split), ranking_targets(events, split)
+    if not len(targets.user_T) and not len(rated.user_E):
+        raise UserError(f"no held-out events in split {split!r}", path=run.assembly.dataset.path, expected="targets")
+    bootstrap = Bootstrap(resamples=configs.evaluation.resamples, seed=configs.seed)
+    result, arrays = _model_tables(run, targets, rated, bootstrap)
+    given = baselines.score_baselines(events, rated, targets, configs.seed)
+    result["baselines"] = baselines.baseline_tables(given, rated, targets, bootstrap)
+    result |= {
+        "split": split,
+        "users": len(np.union1d(targets.user_T, rated.user_E)),
+        "seed": configs.seed,
+        "split_checksum": run.assembly.dataset.manifest["split"]["checksum"],
+        "protocol": run.assembly.dataset.manifest["split"]["protocol"],
+        "tie_break": run.assembly.dataset.manifest.get("tie_break"),
+        "seconds": time.monotonic() - start,
+    }
+    suffix = "" if split == "test" else f".{split}"
+    atomic_write(run.workdir / f"samples{suffix}.json", json.dumps(_samples(run, targets), indent=1))
+    _write_arrays(run.workdir / f"predictions{suffix}.npz", arrays)
+    atomic_write(run.workdir / f"evaluation{suffix}.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _model_tables(
+    run: Run, targets: RetrievalTargets, rated: RankingTargets, bootstrap: Bootstrap
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    result: dict[str, Any] = {"cold": {}}
+    arrays = {"user": targets.user_T, "item": targets.item_T, "rated_user": rated.user_E, "label": rated.label_E}
+    if "ranking" in run.heads and len(rated.user_E):
+        logits = scoring.ranking_logits(run.scorer, run.reader, rated)
+        result["ranking"] = summary.ranking_summary(rated.label_E, logits, rated.user_E, bootstrap, logits)
+        result["cold"]["ranking"] = cold_start.ranking_breakdown(logits, rated, bootstrap, logits)
+        arrays["ranking_logits"] = logits
+    for head in ("generation", "retrieval"):
+        if head in run.heads and len(targets.user_T):
+            ranks = _ranks(run, targets, head)
+            result[head] = summary.retrieval_summary(ranks, targets.user_T, bootstrap)
+            result["cold"][head] = cold_start.retrieval_breakdown(ranks, targets, bootstrap)
+            arrays |= {f"{head}_masked": ranks.masked_T, f"{head}_unmasked": ranks.unmasked_T}
+    return result, arrays
+
+
+def _ranks(run: Run, targets: RetrievalTargets, head: str) -> Ranks:
+    if head == "retrieval":
+        return scoring.retrieval_ranks(run.scorer, run.reader, targets)
+    return scoring.generation_ranks(run.scorer, run.reader, targets, beams=run.assembly.configs.evaluation.beams)
+
+
+def _samples(run: Run, targets: RetrievalTargets, shown: int = 12, k: int = 10) -> list[dict[str, Any]]:
+    """Histories and recommendations of a few users, drawn by seed among those with some history."""
+    able = np.flatnonzero(targets.position_T >= 3)
+    rng = np.random.default_rng(run.assembly.configs.seed)
+    chosen = np.sort(rng.permutation(able)[: run.assembly.configs.evaluation.samples])
+    users, out = run.assembly.dataset.users["user_id"], []
+    for row in chosen:
+        history = run.reader.before(targets.user_T[row], targets.position_T[row])
+        items, scores = recommend_items(run, history, k)
+        target = int(targets.item_T[row])
+        found = [
+            {"item": int(item), "score": float(score), "hit": int(item) == target}
+            for item, score in zip(items, scores, strict=True)
+        ]
+        out.append(
+            {
+                "user": users[int(targets.user_T[row])],
+                "history": history.item[-shown:].tolist(),
+                "target": target,
+                "recommendations": found,
+            }
+        )
+    return out
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    atomic_write(path, buffer.getvalue())

@@ -1,0 +1,96 @@
+"""A trained run, loaded: what evaluate, recommend and later the service stand on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hisam_jax.errors import UserError
+from hisam_jax.evaluation.baselines import popularity
+from hisam_jax.evaluation.targets import Events, load_events
+from hisam_jax.inference.scorer import Scorer
+from hisam_jax.inference.scoring import HistoryReader
+from hisam_jax.tokenizer.trie import build_trie
+from hisam_jax.training.assembly import Assembly, assemble
+from hisam_jax.training.checkpoints import load_params
+
+
+def make_scorer(assembly: Assembly, params: Any, popularity_I: np.ndarray) -> Scorer:
+    """A scorer of these parameters over the assembly's catalogue."""
+    table, configs = assembly.table, assembly.configs
+    trie = build_trie(table.full_codes(), table.vocab_sizes)
+    window, rows = configs.data.window, configs.evaluation.rows
+    return Scorer(assembly.model, params, assembly.catalog, trie, popularity_I, window, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder with everything that scoring needs."""
+
+    workdir: Path
+    info: dict[str, Any]
+    assembly: Assembly
+    scorer: Scorer
+    reader: HistoryReader
+    events: Events
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that were trained."""
+        return tuple(
+            name for name in ("ranking", "generation", "retrieval") if getattr(self.assembly.configs.model, name)
+        )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object of a run's folder.
+
+    Raises:
+        UserError: missing or not JSON.
+    """
+    if not path.is_file():
+        raise UserError("no such file", path=path, expected=what, hint="train it with `hisam train`")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})", path=path, expected=what) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _load(workdir: Path, _: int) -> Run:
+    config = read_json(workdir / "config.json", "the resolved config of a run")
+    info = read_json(workdir / "run.json", "the record of a run")
+    assembly = assemble(info["dataset"], info["ids"], config)
+    _check_identity(info["identity"], assembly, workdir)
+    params = load_params(workdir, "best")
+    events = load_events(assembly.dataset)
+    reader = HistoryReader(assembly.dataset, assembly.configs.data.window)
+    return Run(workdir, info, assembly, make_scorer(assembly, params, popularity(events)), reader, events)
+
+
+def _check_identity(then: dict[str, Any], assembly: Assembly, workdir: Path) -> None:
+    now = json.loads(json.dumps(assembly.identity()))
+    changed = [name for name in now if then.get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"the run was trained with another {changed[0]}: {then.get(changed[0])!r}, now {now[changed[0]]!r}",
+            path=workdir / "run.json",
+            expected="the dataset, IDs and config that the run was trained with",
+        )
+
+
+def load_run(workdir: str | os.PathLike) -> Run:
+    """Loads a run's best checkpoint with its dataset and IDs; the last one loaded is kept.
+
+    Raises:
+        UserError: no run there, or its dataset or IDs are gone, torn or of another catalogue.
+    """
+    folder = Path(workdir)
+    record = folder / "run.json"
+    return _load(folder, record.stat().st_mtime_ns if record.is_file() else 0)

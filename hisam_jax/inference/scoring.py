@@ -1,0 +1,102 @@
+"""Scores of a model on evaluation targets, a block of users at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.data.pipeline import Batch, event_features
+from hisam_jax.evaluation.retrieval import Ranks, pessimistic_ranks, rank_targets
+from hisam_jax.evaluation.targets import RankingTargets, RetrievalTargets
+from hisam_jax.inference.histories import History
+from hisam_jax.inference.scorer import Scorer
+from hisam_jax.progress import progress
+
+_BLOCK = 512
+
+
+class HistoryReader:
+    """Histories of a dataset's users, read when asked for."""
+
+    def __init__(self, dataset: Dataset, window: int):
+        self._dataset, self._window = dataset, window
+        self._features = functools.lru_cache(maxsize=2 * _BLOCK)(self._read)
+
+    def _read(self, user: int) -> Batch:
+        return event_features(self._dataset.sequence(user))
+
+    def features(self, user: int) -> Batch:
+        """All events of a user."""
+        return self._features(int(user))
+
+    def before(self, user: int, position: int | None = None) -> History:
+        """What the model sees at `position`, or after the user's last event."""
+        features = self.features(user)
+        end = len(features["item"]) if position is None else int(position)
+        return History.of(features, end, self._window)
+
+    def of_targets(self, targets: RetrievalTargets, rows: np.ndarray) -> list[History]:
+        """Histories before the chosen targets."""
+        return [self.before(targets.user_T[row], targets.position_T[row]) for row in rows]
+
+
+def retrieval_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets) -> Ranks:
+    """Ranks of all targets among all items by the retrieval head."""
+    return rank_targets(
+        lambda rows: scorer.retrieval(reader.of_targets(targets, rows)),
+        targets.item_T,
+        targets.seen,
+        scorer.catalog.items,
+    )
+
+
+def generation_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, *, beams: int) -> Ranks:
+    """Ranks of all targets in the beams; a target that no beam reached ranks behind every item."""
+    count = len(targets.item_T)
+    masked, unmasked = np.empty(count, np.int64), np.empty(count, np.int64)
+    blocks = [np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+    for rows in progress(blocks, total=len(blocks), description="beam search", unit="block"):
+        seen = targets.seen.rows(rows)
+        of_row = np.split(seen[1], np.searchsorted(seen[0], np.arange(1, len(rows))))
+        free, cut = scorer.generation(reader.of_targets(targets, rows), of_row, beams=beams)
+        unmasked[rows] = pessimistic_ranks(free, targets.item_T[rows], seen).unmasked_T
+        masked[rows] = pessimistic_ranks(cut, targets.item_T[rows], seen).masked_T
+    return Ranks(masked, unmasked)
+
+
+def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTargets) -> np.ndarray:
+    """Click logits of all rated events [E], each with at least half a window of history where there is one."""
+    window, out = scorer.window, np.empty(len(targets.user_E), np.float64)
+    jobs: list[tuple[np.ndarray, int, int]] = []
+    starts = np.flatnonzero(np.diff(targets.user_E, prepend=-1))
+    for events in np.split(np.arange(len(targets.user_E)), starts[1:]) if len(starts) else []:
+        jobs += _windows(events, targets.position_E[events], window)
+    for first in range(0, len(jobs), _BLOCK):
+        block = jobs[first : first + _BLOCK]
+        histories = [
+            History.of(reader.features(targets.user_E[events[0]]), end, end - start) for events, start, end in block
+        ]
+        for (events, start, _), logits in zip(block, scorer.clicks_along(histories), strict=True):
+            out[events] = logits[targets.position_E[events] - start]
+    return out
+
+
+def _windows(events: np.ndarray, position: np.ndarray, window: int) -> list[tuple[np.ndarray, int, int]]:
+    """`(events, start, end)`: runs of one user's scored events and the window `[start, end)` each run is scored in."""
+    jobs, last = [], len(events)
+    while last > 0:
+        end = int(position[last - 1]) + 1
+        start = max(0, end - window)
+        covered = position[:last] >= (start + window // 2 if start else 0)
+        first = int(np.argmax(covered))
+        jobs.append((events[first:last], start, end))
+        last = first
+    return jobs
+
+
+def seen_of(history: History | Sequence[int]) -> np.ndarray:
+    """Distinct items of a history."""
+    return np.unique(history.item if isinstance(history, History) else np.asarray(history, np.int64))

@@ -1,0 +1,152 @@
+"""`hisam train`: dataset, IDs and config -> a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hisam_jax.data.pipeline import make_pipeline
+from hisam_jax.errors import UserError
+from hisam_jax.evaluation import ranking, retrieval
+from hisam_jax.evaluation.baselines import popularity
+from hisam_jax.evaluation.targets import load_events, ranking_targets, retrieval_targets, subset_of_users
+from hisam_jax.files import atomic_write
+from hisam_jax.inference import scoring
+from hisam_jax.inference.run import make_scorer
+from hisam_jax.models.heads import make_objective
+from hisam_jax.training import loop
+from hisam_jax.training.assembly import Assembly, assemble
+from hisam_jax.training.metrics import read_metrics
+
+
+def train(
+    dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping[str, Any], workdir: str | os.PathLike
+) -> dict[str, Any]:
+    """Trains a model into `workdir`, or goes on where an earlier call was stopped.
+
+    Args:
+        dataset: folder left by `prepare`.
+        ids: folder left by `tokenize` over that dataset.
+        config: sections `seed`, `model`, `data`, `training`, `evaluation`.
+        workdir: gets config.json, run.json, metrics.jsonl, tensorboard/ and checkpoints/.
+
+    Returns:
+        The record that run.json holds.
+
+    Raises:
+        UserError: inputs that do not fit each other, a checkpoint of another configuration, a loss that is not finite.
+    """
+    assembly, folder = assemble(dataset, ids, config), Path(workdir)
+    paths = {"dataset": os.fspath(Path(dataset).absolute()), "ids": os.fspath(Path(ids).absolute())}
+    _claim(folder, config, assembly)
+    atomic_write(folder / "config.json", json.dumps(_plain(config), indent=2) + "\n")
+    atomic_write(folder / "run.json", json.dumps(paths | _description(assembly), indent=2) + "\n")
+    loss_fn, init_fn = make_objective(assembly.model, assembly.catalog, jnp.asarray(assembly.table.full_codes()))
+    start = time.monotonic()
+    state = loop.train(
+        loss_fn,
+        init_fn,
+        lambda: make_pipeline(assembly.dataset, assembly.table.codes_IL, assembly.configs.data),
+        assembly.configs.training,
+        folder,
+        evaluators=[make_evaluator(assembly)],
+        identity=assembly.identity(),
+    )
+    record = paths | _description(assembly) | _outcome(state, folder, time.monotonic() - start)
+    atomic_write(folder / "run.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
+    """`params -> {"validation/recall@10": ..., "validation/gauc": ...}` on a fixed draw of validation users."""
+    configs, events = assembly.configs, load_events(assembly.dataset)
+    model, window, limit = configs.model, configs.data.window, configs.evaluation.validation_users
+    targets = subset_of_users(retrieval_targets(events, "validation"), limit, configs.seed)
+    rated = subset_of_users(ranking_targets(events, "validation"), limit, configs.seed)
+    reader = scoring.HistoryReader(assembly.dataset, window)
+    counts_I = popularity(events)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        scorer, out = make_scorer(assembly, params, counts_I), {}
+        if model.ranking and len(rated.user_E):
+            logits = scoring.ranking_logits(scorer, reader, rated)
+            out["validation/auc"] = ranking.auc(rated.label_E, logits)
+            out["validation/gauc"] = ranking.gauc(rated.label_E, logits, rated.user_E)
+            out["validation/logloss"] = ranking.log_loss(rated.label_E, logits)
+        if not len(targets.user_T):
+            return out
+        if model.retrieval:
+            ranks = scoring.retrieval_ranks(scorer, reader, targets)
+            out |= _means("validation/retrieval", ranks)
+        if model.generation:
+            ranks = scoring.generation_ranks(scorer, reader, targets, beams=configs.evaluation.beams)
+            out |= _means("validation/generation", ranks)
+        return out
+
+    return evaluate
+
+
+def _means(prefix: str, ranks: retrieval.Ranks) -> dict[str, float]:
+    values = retrieval.retrieval_values(ranks.masked_T, (10,))
+    return {f"{prefix}/{name}": float(np.mean(value)) for name, value in values.items()}
+
+
+def _claim(folder: Path, config: Mapping[str, Any], assembly: Assembly) -> None:
+    """Refuses a folder that holds a run of other IDs or data, before anything in it is touched."""
+    record = folder / "run.json"
+    if not record.is_file():
+        return
+    then, now = json.loads(record.read_text()).get("identity"), json.loads(json.dumps(assembly.identity()))
+    changed = [name for name in now if (then or {}).get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"holds a run with another {changed[0]}",
+            path=folder,
+            field="workdir",
+            expected="an empty folder, or the run that these arguments began",
+            hint="give another --workdir, or remove this one",
+        )
+
+
+def _description(assembly: Assembly) -> dict[str, Any]:
+    manifest = assembly.dataset.manifest
+    return {
+        "identity": assembly.identity(),
+        "seed": assembly.configs.seed,
+        "split_checksum": manifest["split"]["checksum"],
+        "ids_checksum": assembly.table.checksum,
+        "tokenizer": assembly.table.tokenizer.get("name"),
+        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
+
+
+def _outcome(state: loop.TrainState, folder: Path, seconds: float) -> dict[str, Any]:
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in state.params.items()}
+    lines = read_metrics(folder / "metrics.jsonl")
+    paces = [line["items_per_second"] for line in lines if line.get("items_per_second")]
+    return {
+        "steps": int(state.step),
+        "parameters": {"total": sum(sizes.values()), "tables": sizes.get("item_encoder", 0)},
+        "seconds": lines[-1]["seconds"] if lines else seconds,
+        "items_per_second": float(np.median(paces)) if paces else None,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
