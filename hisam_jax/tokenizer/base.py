@@ -62,7 +62,8 @@ class CrossModal(Protocol):
 
 def group_levels(groups: Mapping[str, tuple[int, ...]]) -> tuple[Level, ...]:
     """Levels named `group/0`, `group/1`, ... in order, coarse to fine."""
-    return tuple(Level(f"{name}/{depth}", name, size) for name, sizes in groups.items() for depth, size in enumerate(sizes))
+    flat = ((name, depth, size) for name, sizes in groups.items() for depth, size in enumerate(sizes))
+    return tuple(Level(f"{name}/{depth}", name, size) for name, depth, size in flat)
 
 
 def check_features(features: FeatureMap, present: PresentMap) -> int:
@@ -72,7 +73,7 @@ def check_features(features: FeatureMap, present: PresentMap) -> int:
         UserError: no modality, shapes that do not fit together, a NaN or infinite value of a present item.
     """
     if not features:
-        raise UserError("the dataset has no features at all", field="features", expected="text, image or other features")
+        raise UserError("the dataset has no features at all", field="features", expected="text or image features")
     rows = len(next(iter(features.values())))
     for name, values in features.items():
         shape_ok = values.ndim == 2 and len(values) == rows and name in present and present[name].shape == (rows,)
@@ -99,7 +100,7 @@ def check_widths(features: FeatureMap, widths: Mapping[str, int]) -> None:
         found = features[name].shape[1] if name in features else None
         if found != width:
             problem = "no such features" if found is None else f"{found} columns"
-            raise UserError(problem, field=f"features.{name}", expected=f"{width} columns, as the tokenizer was fitted on")
+            raise UserError(problem, field=f"features.{name}", expected=f"{width} columns, as when it was fitted")
 
 
 def blocks(rows: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:

@@ -59,7 +59,9 @@ class Networks(nn.Module):
         """What the shared codes alone tell of the standardised features."""
         return {m: self.D[m](q_BD) for m, _ in self.widths}
 
-    def residuals(self, x: Arrays, views: Arrays, q_BD: jax.Array, shared: Arrays, deterministic: bool = True) -> Arrays:
+    def residuals(
+        self, x: Arrays, views: Arrays, q_BD: jax.Array, shared: Arrays, deterministic: bool = True
+    ) -> Arrays:
         """r_m [B, d]: unit rows for `feature` (so that commitment has one scale), z_m - q_s for `latent`."""
         stop = jax.lax.stop_gradient if self.cfg.residual_stop_gradient else lambda value: value
         if self.cfg.residual == "latent":

@@ -17,7 +17,8 @@ class DSTConfig:
 
     Attributes:
         shared: size of each shared codebook, coarse to fine.
-        specific: modality -> size of each of its codebooks; the order here is the order of the codes.
+        specific: modality -> size of each of its codebooks.
+        order: modalities in the order of their codes; others follow by name.
         unnamed: codebook sizes of a modality that `specific` does not name.
         width: width d of the hypersphere and of all codes.
         hidden: hidden units of every MLP.
@@ -38,6 +39,7 @@ class DSTConfig:
 
     shared: tuple = (256, 256)
     specific: Mapping[str, tuple] = dataclasses.field(default_factory=lambda: {"text": (256,), "image": (256,)})
+    order: tuple = ("text", "image")
     unnamed: tuple = (256,)
     width: int = 64
     hidden: int = 256
@@ -93,20 +95,18 @@ def make_layout(cfg: DSTConfig, widths: Mapping[str, int], counts: Mapping[str, 
     """
     if not cfg.shared:
         raise UserError("no shared codebook", field="dst.shared", expected="at least one size, such as (256,)")
-    named = [m for m in cfg.specific if m in widths] + sorted(m for m in widths if m not in cfg.specific)
-    usable = [m for m in named if counts.get(m, 0) > 0]
+    every = sorted({*widths, *cfg.specific} - {*cfg.order})
+    every = [m for m in cfg.order if m in widths or m in cfg.specific] + every
+    usable = [m for m in every if counts.get(m, 0) > 0]
     if not usable:
         raise UserError("no training item has any features", field="features", expected="at least one modality")
     sizes = {m: list(cfg.specific.get(m, cfg.unnamed)) for m in usable}
     notes, receiver = [], 0
-    for absent in [m for m in (*cfg.specific, *named) if m not in usable]:
-        if absent in sizes or not cfg.specific.get(absent):
-            continue
+    for absent in [m for m in every if m not in usable and cfg.specific.get(m)]:
         for size in cfg.specific[absent]:
             sizes[usable[receiver % len(usable)]].append(size)
             receiver += 1
-        note = f"no training item has {absent}: its levels went to {', '.join(usable)}"
-        notes += [note] if note not in notes else []
+        notes.append(f"no training item has {absent}: its levels went to {', '.join(usable)}")
     if len(usable) == 1:
         notes.append(f"one modality ({usable[0]}): alignment and mutual information are off")
     groups = {SHARED: list(cfg.shared), **sizes}
@@ -116,6 +116,5 @@ def make_layout(cfg: DSTConfig, widths: Mapping[str, int], counts: Mapping[str, 
             if size > limits[name]:
                 notes.append(f"{name}/{depth}: {size} codes for {limits[name]} training items, shrunk to that")
                 books[depth] = limits[name]
-    return Layout(
-        tuple((m, widths[m]) for m in usable), tuple((name, tuple(books)) for name, books in groups.items()), tuple(notes)
-    )
+    books = tuple((name, tuple(sizes)) for name, sizes in groups.items())
+    return Layout(tuple((m, widths[m]) for m in usable), books, tuple(notes))

@@ -128,7 +128,7 @@ def train_step(
     if "codebooks" in trainable:
         trainable["codebooks"] = {name: [b.vectors_KD for b in group] for name, group in books.items()}
     club, club_optimizer, likelihood = _fit_club(cfg, layout, state, passed.sums, dst.weights_of(present))
-    metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients["net"]), **parts, **usage, **likelihood}
+    metrics = {"loss": loss, "gradient_norm": _norm(gradients["net"]), **parts, **usage, **likelihood}
     return State(trainable, books, optimizer, club, club_optimizer), metrics
 
 
@@ -208,8 +208,14 @@ def _optimizers(cfg: DSTConfig) -> tuple[optax.GradientTransformation, optax.Gra
     return optax.adamw(schedule, weight_decay=cfg.weight_decay), optax.adam(cfg.mi_learning_rate)
 
 
+def _norm(tree: Any) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
 def _compiled_steps(cfg: DSTConfig, layout: Layout) -> Any:
-    def run(state: State, key: jax.Array, steps_S: jax.Array, x_SBF: Arrays, present_SB: Arrays) -> tuple[State, Arrays]:
+    def run(
+        state: State, key: jax.Array, steps_S: jax.Array, x_SBF: Arrays, present_SB: Arrays
+    ) -> tuple[State, Arrays]:
         def body(carry: State, part: Any) -> tuple[State, Arrays]:
             step, x, present = part
             return train_step(cfg, layout, carry, key, step, x, present)
@@ -222,13 +228,11 @@ def _compiled_steps(cfg: DSTConfig, layout: Layout) -> Any:
 def _chunks(cfg: DSTConfig, rows: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
     """(first step, item rows [S, B]) of each compiled call; every epoch in a fresh order, its remainder dropped."""
     size = min(cfg.batch_size, len(rows))
-    batches = (part for _ in itertools.count() for part in np.split(_whole(rng.permutation(rows), size), len(rows) // size))
+    whole = len(rows) // size * size
+    epochs = (rng.permutation(rows)[:whole].reshape(-1, size) for _ in itertools.count())
+    batches = itertools.chain.from_iterable(epochs)
     for start in range(0, cfg.steps, STEPS_PER_CALL):
         yield start, np.stack(list(itertools.islice(batches, min(STEPS_PER_CALL, cfg.steps - start))))
-
-
-def _whole(rows: np.ndarray, size: int) -> np.ndarray:
-    return rows[: len(rows) // size * size]
 
 
 def _load(

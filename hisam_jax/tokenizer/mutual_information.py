@@ -42,7 +42,7 @@ def log_likelihood(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: j
 def vclub(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array) -> jax.Array:
     """The bound E_p(x,y)[log q(y|x)] - E_p(x)p(y)[log q(y|x)] in nats; 0 with fewer than two rows; may be negative.
 
-    The second expectation runs over all pairs of the batch, by moments: mean_j (y_j - mu_i)^2 = (ybar - mu_i)^2 + var y.
+    The second expectation runs over all pairs of the batch, by moments: mean_j (y_j - mu)^2 = (ybar - mu)^2 + var y.
     """
     count = jnp.maximum(jnp.sum(weight_B), 1)
     mean_BE, log_variance_BE = conditional(params, x_BD)

@@ -70,9 +70,10 @@ def commitment_losses(quantized: Quantized, weight_N: jax.Array) -> tuple[jax.Ar
     The first moves the input towards the code, the second the code towards the input.
     """
     stop = jax.lax.stop_gradient
-    pairs = ((quantized.residuals_LND, stop(quantized.chosen_LND)), (stop(quantized.residuals_LND), quantized.chosen_LND))
-    rows = [jnp.sum((a - b) ** 2, axis=(0, 2)) for a, b in pairs]
-    return tuple(masked_mean(row_N, weight_N) for row_N in rows)
+    inputs_LND, codes_LND = quantized.residuals_LND, quantized.chosen_LND
+    to_code_N = jnp.sum((inputs_LND - stop(codes_LND)) ** 2, axis=(0, 2))
+    to_input_N = jnp.sum((stop(inputs_LND) - codes_LND) ** 2, axis=(0, 2))
+    return masked_mean(to_code_N, weight_N), masked_mean(to_input_N, weight_N)
 
 
 def masked_mean(row_N: jax.Array, weight_N: jax.Array) -> jax.Array:
@@ -136,8 +137,10 @@ def kmeans_plus_plus(key: jax.Array, x_ND: jax.Array, weight_N: jax.Array, size:
     return x_ND[chosen_K]
 
 
-def lloyd_step(x_ND: jax.Array, weight_N: jax.Array, vectors_KD: jax.Array, block: int = 4096) -> tuple[jax.Array, jax.Array]:
-    """(new centres, inertia of the old ones). Empty clusters take the rows that are worst served. N divides by block."""
+def lloyd_step(
+    x_ND: jax.Array, weight_N: jax.Array, vectors_KD: jax.Array, block: int = 4096
+) -> tuple[jax.Array, jax.Array]:
+    """(new centres, inertia of the old ones); empty clusters take the worst served rows; `block` divides N."""
     size, width = vectors_KD.shape
 
     def accumulate(carry, part):

@@ -1,0 +1,19 @@
+"""Residual k-means on all features side by side (GRID, arXiv 2507.22224): 3 codes of 256.
+
+Hardware: 2 CPU cores. Wall time: seconds for ten thousand items.
+Command: hisam tokenize --dataset DATASET --config configs/tokenizer/residual_kmeans.py --out IDS
+"""
+
+import dataclasses
+
+import ml_collections
+
+from hisam_jax.tokenizer.residual_kmeans import ResidualKMeansConfig
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`collisions`: digit, next_nearest, sinkhorn or none."""
+    settings = dataclasses.asdict(ResidualKMeansConfig())
+    return ml_collections.ConfigDict(
+        {"name": "residual_kmeans", "seed": 0, "collisions": "digit", "residual_kmeans": settings}
+    )

@@ -1,0 +1,70 @@
+"""Tokenizers by name, and the frozen ones on disk: an .npz of arrays beside a .json of settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hisam_jax.errors import UserError
+from hisam_jax.tokenizer.base import FittedTokenizer
+from hisam_jax.tokenizer.dst_config import DSTConfig
+from hisam_jax.tokenizer.dst_model import DSTModel
+from hisam_jax.tokenizer.dst_training import fit_dst
+from hisam_jax.tokenizer.random_codes import RandomCodes, RandomConfig, fit_random
+from hisam_jax.tokenizer.residual_kmeans import ResidualKMeans, ResidualKMeansConfig, fit_residual_kmeans
+
+FORMAT_VERSION = 1
+
+
+class Entry(NamedTuple):
+    """How a tokenizer is configured, fitted and restored."""
+
+    config: type
+    fit: Callable[..., FittedTokenizer]
+    model: Any
+
+
+TOKENIZERS = {
+    "dst": Entry(DSTConfig, fit_dst, DSTModel),
+    "residual_kmeans": Entry(ResidualKMeansConfig, fit_residual_kmeans, ResidualKMeans),
+    "random": Entry(RandomConfig, fit_random, RandomCodes),
+}
+
+
+def entry(name: str) -> Entry:
+    """The tokenizer called `name`, or a `UserError` that lists those there are."""
+    if name not in TOKENIZERS:
+        raise UserError(f"unknown tokenizer {name!r}", field="name", expected=", ".join(TOKENIZERS))
+    return TOKENIZERS[name]
+
+
+def save_tokenizer(model: FittedTokenizer, folder: str | os.PathLike) -> None:
+    """Writes tokenizer.npz and tokenizer.json into a folder that exists."""
+    arrays, meta = model.state()
+    np.savez(Path(folder) / "tokenizer.npz", **arrays)
+    about = {"format_version": FORMAT_VERSION, "name": model.name, **meta}
+    (Path(folder) / "tokenizer.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load_tokenizer(folder: str | os.PathLike) -> FittedTokenizer:
+    """The frozen tokenizer of a table's folder, to give new items codes.
+
+    Raises:
+        UserError: no tokenizer there, or one of another version.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError("no tokenizer here", path=folder, expected="a folder that `hisam tokenize` left")
+    try:
+        meta = json.loads(path.read_text())
+        if meta["format_version"] != FORMAT_VERSION:
+            raise UserError(f"version {meta['format_version']}", path=path, expected=f"version {FORMAT_VERSION}")
+        with np.load(path.with_suffix(".npz")) as stored:
+            return entry(meta["name"]).model.from_state({name: stored[name] for name in stored.files}, meta)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a tokenizer ({error!r})", path=path, hint="run `hisam tokenize` again") from error

@@ -1,0 +1,129 @@
+"""`hisam tokenize`: a prepared dataset in, a table of semantic IDs with its diagnostics out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+import polars as pl
+
+from hisam_jax import config as configs
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.errors import UserError
+from hisam_jax.files import atomic_directory
+from hisam_jax.progress import progress_bar
+from hisam_jax.tokenizer import collisions, diagnostics, registry
+from hisam_jax.tokenizer.base import FittedTokenizer, Progress
+from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
+
+
+def tokenize(
+    dataset: str | os.PathLike,
+    config: ml_collections.ConfigDict | str | os.PathLike,
+    out: str | os.PathLike,
+    overrides: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fits the tokenizer that `config` names on training items, codes all items, resolves collisions, writes `out`.
+
+    Args:
+        dataset: folder that `prepare` left.
+        config: fields `name`, `seed`, `collisions`, and a section called as the tokenizer; a file or the config itself.
+        out: folder for codes.npy, digit.npy, items.parquet, manifest.json, tokenizer.npz, tokenizer.json and
+            diagnostics.json; whole or untouched.
+        overrides: `{"dst.width": "32"}`, for a config file.
+        progress: called as `progress(done, total, metrics)`; by default a bar on stderr.
+
+    Returns:
+        What diagnostics.json holds.
+
+    Raises:
+        UserError: no such dataset, no features at all, an unknown tokenizer or field.
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        config = configs.load_config(config, overrides)
+    entry = registry.entry(config.name)
+    settings = configs.build(entry.config, config[config.name], config.name)
+    data = Dataset.load(dataset)
+    if not any(present.any() for present in data.present.values()):
+        expected = "text or image features: run `hisam prepare` with an encoder"
+        raise UserError("the dataset has no features at all", path=data.path, field="modalities", expected=expected)
+    started = time.perf_counter()
+    with contextlib.nullcontext(progress) if progress else _bar(config.name) as show:
+        model = entry.fit(settings, data.features, data.present, data.train_items, config.seed, show)
+    fitted = time.perf_counter()
+    codes_IL = model.assign(data.features, data.present)
+    assigned = time.perf_counter()
+    table = make_table(model, data, codes_IL, config)
+    report = diagnostics.diagnose(
+        model, data.features, data.present, codes_IL, table.full_codes(), _attributes(data), config.seed
+    )
+    report |= {
+        "seconds": time.perf_counter() - started,
+        "fit_seconds": fitted - started,
+        "items_per_second": len(codes_IL) / max(assigned - fitted, 1e-9),
+        "items": len(codes_IL),
+        "train_items": int(data.train_items.sum()),
+        "checksum": table.checksum,
+        "collisions": config.collisions,
+    }
+    with atomic_directory(out) as scratch:
+        registry.save_tokenizer(model, scratch)
+        table.write_into(scratch)
+        (scratch / "diagnostics.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def make_table(
+    model: FittedTokenizer, data: Dataset, codes_IL: np.ndarray, config: ml_collections.ConfigDict
+) -> SemanticIDTable:
+    """The table of one dataset, collisions resolved by `config.collisions`."""
+
+    def costs(level: int, rows: np.ndarray) -> np.ndarray:
+        chosen = ({m: v[rows] for m, v in part.items()} for part in (data.features, data.present))
+        return model.costs(*chosen, level)
+
+    sizes = [level.size for level in model.levels]
+    resolved = collisions.resolve(config.collisions, codes_IL, sizes, costs, config.seed)
+    return SemanticIDTable(
+        levels=model.levels,
+        codes_IL=resolved.codes_IL,
+        digit_I=resolved.digit_I,
+        digit_size=resolved.digit_size,
+        item_ids=data.items["item_id"].to_list(),
+        tokenizer=json.loads(json.dumps({"name": model.name, "seed": config.seed, "config": model.config})),
+        policy=config.collisions,
+    )
+
+
+def load_ids(path: str | os.PathLike, data: Dataset) -> SemanticIDTable:
+    """The table at `path`, checked to be this dataset's."""
+    return SemanticIDTable.load(Path(path), data.items["item_id"].to_list())
+
+
+def _attributes(data: Dataset) -> dict[str, np.ndarray]:
+    """First category of each item as a label, negative where it has none: a probe, never an input."""
+    first = data.items["categories"].list.get(0, null_on_oob=True)
+    if first.n_unique() < 2:
+        return {}
+    return {"category": first.cast(pl.Categorical).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()}
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Progress]:
+    with progress_bar(None, name, "step") as bar:
+
+        def show(done: int, total: int, metrics: Mapping[str, float]) -> None:
+            bar.total = total
+            shown = {"loss", "reconstruction", "shared_reconstruction", "alignment"} & metrics.keys()
+            bar.set_postfix({key: f"{metrics[key]:.3f}" for key in sorted(shown)}, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
