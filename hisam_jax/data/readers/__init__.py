@@ -37,15 +37,17 @@ def read(source: str, raw: str | Path, images: str | Path | None = None, **optio
     function = _reader(source)
     known = reader_options(source)
     for name in options:
-        if name not in known:
+        if known is not None and name not in known:
             expected = f"one of {', '.join(known)}" if known else f"no option with source {source}"
             raise UserError(f"unknown option '{name}'", field=name, expected=expected)
     return function(Path(raw), Path(images) if images is not None else None, **options)
 
 
-def reader_options(source: str) -> dict[str, object]:
-    """The options of a source and their defaults."""
+def reader_options(source: str) -> dict[str, object] | None:
+    """The options of a source and their defaults; None where the reader checks them itself."""
     parameters = inspect.signature(_reader(source)).parameters.values()
+    if any(entry.kind is entry.VAR_KEYWORD for entry in parameters):
+        return None
     return {entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}
 
 
