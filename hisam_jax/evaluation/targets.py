@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from typing import TypeVar
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from hisam_jax.data.dataset import COLD_ITEM_EVENTS, COLD_USER_EVENTS, Dataset
 from hisam_jax.data.records import TEST, TRAIN, VALIDATION, UserSequence
 from hisam_jax.evaluation.retrieval import SeenItems
 
-T = TypeVar("T", "RetrievalTargets", "RankingTargets")
 SPLITS = {"validation": VALIDATION, "test": TEST}
 
 
@@ -176,21 +174,6 @@ def subset_of_users(targets: Targets, users: int, seed: int) -> Targets:
         return targets
     drawn = np.random.default_rng(seed).permutation(everyone)[:users]
     return targets.take(np.flatnonzero(np.isin(owner, drawn)))
-
-
-def subset_of_users(targets: T, limit: int, seed: int) -> T:
-    """The targets of at most `limit` users drawn by `seed`, each user's whole."""
-    retrieval = isinstance(targets, RetrievalTargets)
-    owner = targets.user_T if retrieval else targets.user_E
-    drawn = np.random.default_rng(seed).permutation(np.unique(owner))[:limit]
-    rows = np.flatnonzero(np.isin(owner, drawn))
-    cold = Coldness(*(mask[rows] for mask in (targets.cold.cold_user, targets.cold.cold_item, targets.cold.zero_item)))
-    if not retrieval:
-        columns = (targets.user_E, targets.position_E, targets.item_E, targets.label_E)
-        return RankingTargets(*(column[rows] for column in columns), cold)
-    row, item = targets.seen.rows(rows)
-    seen = SeenItems(np.append(0, np.cumsum(np.bincount(row, minlength=len(rows)))), item)
-    return RetrievalTargets(targets.user_T[rows], targets.item_T[rows], targets.position_T[rows], seen, cold)
 
 
 def history(events: Events, target_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
