@@ -22,7 +22,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of public data sets: `$HISAM_DATA`, or `shared/data` beside the checkout; absent, the test is skipped."""
+    """The folder of public data sets: `$HISAM_DATA`, else `shared/data` beside the checkout; skips if absent."""
     root = Path(os.environ.get("HISAM_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
     if not root.is_dir():
         pytest.skip("no public data sets: set HISAM_DATA to their folder")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hisam_jax.cli.common import Verb, count, seed, share
+from hisam_jax.cli.reader_flags import add_reader_flags, given_options
 from hisam_jax.errors import UserError
 
 SOURCES = ("movielens", "amazon2014", "amazon2023", "sequences", "recbole", "table", "shop")
@@ -53,9 +54,10 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=seed,
         default=0,
-        help="seed of the tie-break among equal timestamps, and of the shop",
+        help="seed of the tie-break among equal timestamps",
     )
     add("--cache", metavar="DIR", help="where encoded features are kept between calls, by content")
+    add_reader_flags(parser)
 
 
 def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         max_history=arguments.max_history,
         max_rejected=arguments.max_rejected,
         cache_dir=arguments.cache,
-        reader_options={},
+        reader_options=given_options(arguments),
     )
     return {"dataset": str(arguments.out), **{key: manifest[key] for key in SUMMARY_KEYS if key in manifest}}
 
