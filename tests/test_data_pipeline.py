@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
+from fixtures import tiny_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hisam_jax.data import pipeline, records
 from hisam_jax.data.pipeline import Pipeline, PipelineConfig, make_pipeline
+from hisam_jax.data.sequence_files import write_sequences
 from hisam_jax.errors import UserError
 
 CODES_IL = np.random.default_rng(0).integers(0, 9, (5000, 3), dtype=np.int32)
@@ -29,16 +30,12 @@ class RecordFolder:
     users: pl.DataFrame
 
 
-def write_records(folder: Path, sequences: list[records.UserSequence], files: int = 2) -> RecordFolder:
-    paths = []
-    for part in np.array_split(np.arange(len(sequences)), files):
-        paths.append(str(folder / f"part-{len(paths)}.array_record"))
-        writer = ArrayRecordWriter(paths[-1], "group_size:1")
-        for row in part:
-            writer.write(records.encode(sequences[row]))
-        writer.close()
+def write_records(folder: Path, sequences: list[records.UserSequence]) -> RecordFolder:
+    paths = write_sequences(folder / "sequences", sequences, len(sequences), users_per_file=-(-len(sequences) // 2))
     train = [int((sequence.split == 0).sum()) for sequence in sequences]
-    return RecordFolder(folder, paths, pl.DataFrame({"train_events": train}, schema={"train_events": pl.Int32}))
+    return RecordFolder(
+        folder, [str(path) for path in paths], pl.DataFrame({"train_events": train}, schema={"train_events": pl.Int32})
+    )
 
 
 def make_sequences(train_lengths: list[int], seed: int = 0, rated: bool = True) -> list[records.UserSequence]:
@@ -220,6 +217,15 @@ def test_processes_share_the_epoch(tmp_path):
     items = np.concatenate([part["item"] for shard in shards for part in shard])
     train = np.concatenate([sequence.item[sequence.split == 0] for sequence in sequences])
     np.testing.assert_array_equal(np.sort(items), np.sort(np.tile(train, 2)))
+
+
+def test_held_out_events_of_a_prepared_dataset_never_train(tmp_path):
+    dataset = tiny_dataset(tmp_path / "dataset", users=30)
+    config = PipelineConfig(items_per_row=16, rows=4, window=8, epochs=1)
+    batches = batches_of(make_pipeline(dataset, CODES_IL, config))
+    want = np.concatenate([sequence.item[sequence.split == records.TRAIN] for sequence in dataset.sequences()])
+    assert len(want) < sum(len(sequence) for sequence in dataset.sequences())
+    np.testing.assert_array_equal(np.sort(np.concatenate([part["item"] for part in segments(batches)])), np.sort(want))
 
 
 def test_a_realistic_length_distribution_leaves_little_padding(tmp_path):

@@ -1,0 +1,232 @@
+"""Checkpoints: parameters, the rest of the state and the data position together, whole or not at all (Orbax v1)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from hisam_jax.errors import UserError
+from hisam_jax.training.state import Params, TrainState
+
+_log = logging.getLogger(__name__)
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_RETIRED = ".retired-"
+_DAMAGED = "damaged-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint: its step, folder, the run it belongs to and what the loop remembered."""
+
+    step: int
+    path: Path
+    identity: dict[str, Any]
+    memory: dict[str, Any]
+
+
+def saved_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps of the committed checkpoints, ascending."""
+    paths = [path for path in Path(folder).glob("*") if path.name.isdigit()]
+    with _quiet():
+        return sorted(int(path.name) for path in paths if ocp.is_orbax_checkpoint(path.absolute()))
+
+
+def save(
+    folder: str | os.PathLike,
+    state: TrainState,
+    iterator: Any,
+    identity: Mapping[str, Any],
+    memory: Mapping[str, Any],
+    *,
+    keep: int = 2,
+    best_step: int | None = None,
+) -> Path:
+    """Saves at the state's own step, then drops all but the last `keep` and `best_step`.
+
+    Raises:
+        UserError: the disk is full; the checkpoints that were there stay.
+    """
+    step = int(state.step)
+    path = Path(folder).absolute() / str(step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = {"params": state.params, "state": _but_params(state), "data": iterator}
+    try:
+        with _quiet():
+            ocp.save_checkpointables(
+                path, parts, overwrite=True, custom_metadata={"identity": dict(identity), "memory": dict(memory)}
+            )
+    except Exception as error:
+        _clear(path.parent)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _mentions_full_disk(error):
+            kept = [known for known in saved_steps(folder) if known != step]
+            raise UserError(
+                f"the disk is full: no checkpoint of step {step}",
+                path=path,
+                hint=f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}; free space and run it again",
+            ) from error
+        raise
+    steps = saved_steps(folder)
+    _drop(path.parent, [old for old in steps[:-keep] if old != best_step])
+    return path
+
+
+def restore(
+    folder: str | os.PathLike, identity: Mapping[str, Any], abstract: TrainState, iterator: Any
+) -> tuple[TrainState, Saved] | None:
+    """The newest readable checkpoint, with `iterator` moved to its place; None where there is none at all.
+
+    What a killed save left is removed, a damaged checkpoint is set aside, each with a warning.
+
+    Raises:
+        UserError: the checkpoint is of another configuration (names the fields), or none can be read.
+    """
+    folder, abstract = Path(folder).absolute(), _placed(abstract)
+    for name in _clear(folder):
+        _log.warning("ignored the incomplete checkpoint %s", folder / name)
+    steps = saved_steps(folder)
+    for tried, step in enumerate(reversed(steps)):
+        try:
+            saved = describe(folder, step)
+        except Exception as error:
+            problem = error
+            continue
+        _check_identity(saved, identity)
+        try:
+            with _quiet():
+                parts = ocp.load_checkpointables(
+                    saved.path, {"params": abstract.params, "state": _but_params(abstract), "data": iterator}
+                )
+        except Exception as error:
+            problem = error
+            continue
+        for damaged in steps[len(steps) - tried :]:
+            _log.warning("checkpoint %s cannot be read; going on from step %d", folder / str(damaged), step)
+            (folder / str(damaged)).rename(folder / f"{_DAMAGED}{damaged}")
+        return abstract.replace(params=parts["params"], **parts["state"]), saved
+    if steps:
+        raise UserError(
+            f"no checkpoint can be read ({type(problem).__name__}: {problem})",
+            path=folder,
+            hint="move the folder away to train from the start",
+        ) from problem
+    return None
+
+
+def describe(folder: str | os.PathLike, step: int) -> Saved:
+    """What a checkpoint says of itself, its arrays unread."""
+    path = Path(folder).absolute() / str(step)
+    with _quiet():
+        metadata = ocp.metadata(path, checkpointable_name="params").custom_metadata
+    return Saved(step, path, metadata["identity"], metadata["memory"])
+
+
+def load_params(workdir: str | os.PathLike, which: Literal["best", "last"] = "best") -> Params:
+    """Parameters alone, on the default device, as a nested dict.
+
+    `best` is the checkpoint with the best monitored metric, and the last one where nothing was monitored.
+
+    Raises:
+        UserError: no checkpoint under `workdir`.
+    """
+    folder = Path(workdir).absolute() / "checkpoints"
+    steps = saved_steps(folder)
+    if not steps:
+        raise UserError("no checkpoint", path=folder, expected="a run that `hisam train` saved at least once")
+    best = describe(folder, steps[-1]).memory.get("best_step")
+    path = folder / str(best if which == "best" and best in steps else steps[-1])
+    try:
+        with _quiet():
+            tree = ocp.metadata(path, checkpointable_name="params").metadata
+            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+            return ocp.load(path, _placed(abstract), checkpointable_name="params")
+    except Exception as error:
+        raise UserError(f"unreadable checkpoint ({type(error).__name__}: {error})", path=path) from error
+
+
+def _placed(abstract: Any) -> Any:
+    """Says the default device where a leaf says no sharding; Orbax would read the saving machine's from its file."""
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default)
+
+    return jax.tree.map(place, abstract)
+
+
+def _but_params(state: TrainState) -> dict[str, Any]:
+    return {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+
+
+def _check_identity(saved: Saved, identity: Mapping[str, Any]) -> None:
+    then, now = _flatten(saved.identity), _flatten(json.loads(json.dumps(identity)))
+    absent = "absent"
+    differing = [
+        f"{name} was {then.get(name, absent)!r}, is {now.get(name, absent)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name, absent) != now.get(name, absent)
+    ]
+    if differing:
+        raise UserError(
+            f"the checkpoint of step {saved.step} is of another configuration: {'; '.join(differing)}",
+            path=saved.path,
+            hint="run with the same arguments, or into a new workdir",
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, part in value.items()
+        for name, leaf in _flatten(part, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _clear(folder: Path) -> list[str]:
+    """Removes what killed saves and deletions left; the names of the saves."""
+    paths = sorted(folder.glob("*")) if folder.is_dir() else []
+    torn = [path for path in paths if path.name[:1].isdigit() and not path.name.isdigit()]
+    with _quiet():
+        torn += [path for path in paths if path.name.isdigit() and not ocp.is_orbax_checkpoint(path)]
+    for path in torn + [path for path in paths if path.name.startswith(_RETIRED)]:
+        shutil.rmtree(path)
+    return [path.name for path in torn]
+
+
+def _drop(folder: Path, steps: list[int]) -> None:
+    for step in steps:
+        retired = folder / f"{_RETIRED}{step}"
+        (folder / str(step)).rename(retired)  # so that a kill half-way leaves nothing that looks whole
+        shutil.rmtree(retired)
+
+
+def _mentions_full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if any(text in str(error) for text in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's own account of each save off the user's screen."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,339 @@
+"""The loop: evaluate -> save -> next batch -> step -> log, in the one order that makes a restart exact."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import jax
+import numpy as np
+
+from hisam_jax.errors import UserError
+from hisam_jax.progress import progress_bar
+from hisam_jax.training import checkpoints
+from hisam_jax.training.metrics import Averages, MetricsLog
+from hisam_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from hisam_jax.training.state import InitFn, LossFn, Params, TrainState, init_state, make_train_step
+
+Evaluator = Callable[[Params], Mapping[str, float]]
+SIGTERM_EXIT = 128 + signal.SIGTERM
+_HEALTH = ("loss", "grad_norm", "update_norm")
+_MAY_CHANGE = ("max_minutes", "keep")  # between a run and its continuation: they decide nothing about a step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how fast, and what is kept.
+
+    Attributes:
+        steps: updates at most; the learning rate's schedule spans them.
+        seed: of the parameters and of each step's randomness.
+        optimizer: see `OptimizerConfig`.
+        log_every: steps to a line of `metrics.jsonl`, which holds means since the line before.
+        save_every: steps to a checkpoint.
+        evaluate_every: steps to an evaluation; 0 evaluates at the end only.
+        keep: checkpoints kept, besides the best.
+        max_minutes: of wall clock over all restarts, None for no limit. Reaching it depends on the machine.
+        monitor: name of the evaluators' metric that decides the best checkpoint, None for none.
+        mode: whether more or less of it is better.
+        patience: evaluations without a better value before training stops; 0 never stops it.
+    """
+
+    steps: int = 1000
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log_every: int = 20
+    save_every: int = 200
+    evaluate_every: int = 0
+    keep: int = 2
+    max_minutes: float | None = None
+    monitor: str | None = None
+    mode: Literal["max", "min"] = "max"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "seed": 0, "log_every": 1, "save_every": 1, "evaluate_every": 0, "keep": 1, "patience": 0}
+        for field, value in least.items():
+            if getattr(self, field) < value:
+                raise UserError(f"value {getattr(self, field)}", field=f"training.{field}", expected=f"{value} or more")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"value {self.max_minutes}", field="training.max_minutes", expected="more than 0, or None")
+
+
+def train(
+    loss_fn: LossFn,
+    init_fn: InitFn,
+    make_pipeline: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+    config: TrainingConfig,
+    workdir: str | os.PathLike,
+    *,
+    evaluators: Sequence[Evaluator] = (),
+    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Trains into `workdir` from its newest checkpoint, or from the start; the same arguments give the same result.
+
+    Args:
+        loss_fn: `(params, batch, key) -> (loss, metrics)`, pure.
+        init_fn: `(key, batch) -> params`.
+        make_pipeline: an iterable of batches whose iterator has Grain's save and load; its `identity()`, where it
+            has one, is recorded.
+        config: see `TrainingConfig`.
+        workdir: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+        evaluators: `params -> metrics`; they may not keep the parameters, whose memory the next step takes.
+        on_step: called with each step and its metrics, one step late.
+        identity: JSON that a checkpoint must share to be continued: model config, data and ID checksums.
+
+    Raises:
+        UserError: a checkpoint of another configuration, a loss or gradient that is not finite, a full disk, an
+            unknown `monitor`.
+        SystemExit: 143 after SIGTERM, with everything saved.
+    """
+    if config.monitor is not None and not evaluators:
+        raise UserError(f"value {config.monitor!r}, but nothing is evaluated", field="training.monitor")
+    pipeline = make_pipeline()
+    whole_identity = {"training": _fixed(config), **dict(identity or {})}
+    if hasattr(pipeline, "identity"):
+        whole_identity["data"] = pipeline.identity()
+    tx = make_optimizer(config.optimizer, config.steps)
+    train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
+    with _closing(pipeline) as examples:
+        batch = next(examples)
+    with _sigterm() as terminated, _closing(pipeline) as iterator:
+        run = _Run(config, Path(workdir), train_step, evaluators, on_step, whole_identity, iterator, terminated)
+        run.begin(partial(init_state, init_fn, tx, config.seed), batch)
+        with contextlib.closing(run.log), contextlib.closing(run.bar):
+            return run.loop()
+
+
+@dataclasses.dataclass
+class _Memory:
+    """What a checkpoint keeps of the loop beside the state, as JSON."""
+
+    seconds: float = 0.0
+    averages: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    logged_step: int = 0
+    evaluated_step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None  # its sign turned where less is better
+    stale: int = 0  # evaluations since the best
+    stopped: str | None = None  # why training ended for good before its last step
+
+
+class _Run:
+    """The mutable middle of `train`."""
+
+    def __init__(self, config, workdir, train_step, evaluators, on_step, identity, iterator, terminated):
+        self.config, self.train_step, self.evaluators, self.on_step = config, train_step, evaluators, on_step
+        self.workdir, self.folder = workdir, workdir / "checkpoints"
+        self.identity, self.iterator, self.terminated = identity, iterator, terminated
+        self.schedule = make_schedule(config.optimizer, config.steps)
+        self.pending: tuple[Mapping[str, jax.Array], int] | None = None  # metrics still on the device, and items
+
+    def begin(self, init: Callable[[Mapping[str, np.ndarray]], TrainState], batch: Mapping[str, np.ndarray]) -> None:
+        """Restores or initialises the state and opens the log behind its step."""
+        restored = checkpoints.restore(self.folder, self.identity, jax.eval_shape(init, batch), self.iterator)
+        self.state = restored[0] if restored else jax.jit(init)(batch)
+        self.memory = _Memory(**restored[1].memory) if restored else _Memory()
+        self.step = int(self.state.step)
+        self.saved_step = self.step if restored else -1
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self.log = MetricsLog(self.workdir, self.step)
+        if self.log.last_step > self.memory.logged_step:  # the last line of a run that ended on a saved step
+            self.memory.logged_step, self.memory.averages = self.log.last_step, {}
+        self.averages, self.clock = Averages(self.memory.averages), _Clock(self.memory.seconds)
+        self.compiled, self.items = False, 0
+        self.bar = progress_bar(self.config.steps, "training", unit="step")
+        self.bar.initial = self.bar.n = self.step
+
+    def loop(self) -> TrainState:
+        """Steps until there is a reason to stop; ends evaluated and saved."""
+        while not self._at_the_end():
+            self._evaluate_and_save()
+            if self._at_the_end() or self.terminated.is_set():
+                break
+            batch = next(self.iterator, None)
+            if batch is None:
+                self.memory.stopped = "end of data"
+            else:
+                self._step(batch)
+        if self.terminated.is_set():
+            self._leave()
+        self._evaluate_and_save(final=True)
+        return self.state
+
+    def _at_the_end(self) -> bool:
+        limit = self.config.max_minutes
+        out_of_time = limit is not None and self.clock.seconds() >= 60 * limit
+        return self.step >= self.config.steps or out_of_time or self.memory.stopped is not None
+
+    def _step(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Dispatches a step, then reads the metrics of the one before, so that the device never waits for us."""
+        with contextlib.nullcontext() if self.compiled else self.clock.pause():  # compiling is no training pace
+            self.state, metrics = self.train_step(self.state, batch)
+        self.compiled = True
+        self._fetch()
+        if self.step % self.config.log_every == 0:
+            self._write_line(self.step)
+        self.step += 1
+        self.pending = metrics, int(np.count_nonzero(batch["segment"]))
+
+    def _fetch(self) -> None:
+        """Brings the pending metrics home and stops on what is not finite."""
+        if self.pending is None:
+            return
+        (metrics, items), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in _HEALTH:
+            if not math.isfinite(values[name]):
+                raise self._diverged(name, values[name])
+        self.averages.add(values)
+        self.items += items
+        self.bar.update()
+        if self.on_step:
+            self.on_step(self.step, values)
+
+    def _diverged(self, name: str, value: float) -> UserError:
+        steps = checkpoints.saved_steps(self.folder)
+        return UserError(
+            f"{name} became {value} at step {self.step}",
+            path=self.workdir,
+            field="training.optimizer.learning_rate",
+            expected="a finite loss",
+            hint=f"last good checkpoint: {f'step {steps[-1]}' if steps else 'none'}; lower the learning rate, now "
+            f"{self.config.optimizer.learning_rate}, or optimizer.clip_norm, and train into a new workdir",
+        )
+
+    def _evaluate_and_save(self, final: bool = False) -> None:
+        every, step = self.config.evaluate_every, self.step
+        evaluate = self.evaluators and step > self.memory.evaluated_step and (final or (every and step % every == 0))
+        save = step != self.saved_step and (final or (step > 0 and step % self.config.save_every == 0))
+        if not (evaluate or save or final):
+            return
+        self._fetch()
+        results = self._evaluate() if evaluate else {}
+        if results or final or step % self.config.log_every == 0:
+            self._write_line(step, results)
+        if save or self.memory.best_step == step != self.saved_step or self.memory.stopped:
+            self._save()
+
+    def _evaluate(self) -> dict[str, float]:
+        results: dict[str, float] = {}
+        with self.clock.pause():
+            for evaluator in self.evaluators:
+                results |= {name: float(value) for name, value in evaluator(self.state.params).items()}
+        self.memory.evaluated_step = self.step
+        if self.config.monitor is not None:
+            self._judge(results)
+        return results
+
+    def _judge(self, results: Mapping[str, float]) -> None:
+        """Remembers the best step so far, and the reason to stop once patience is at its end."""
+        monitor, memory = self.config.monitor, self.memory
+        if monitor not in results:
+            raise UserError(f"value {monitor!r}", field="training.monitor", expected=f"one of {', '.join(results)}")
+        value = results[monitor] if self.config.mode == "max" else -results[monitor]
+        if math.isfinite(value) and (memory.best_value is None or value > memory.best_value):
+            memory.best_value, memory.best_step, memory.stale = value, self.step, 0
+            return
+        memory.stale += 1
+        if 0 < self.config.patience <= memory.stale:
+            memory.stopped = f"no better {monitor} in {memory.stale} evaluations"
+
+    def _write_line(self, step: int, evaluation: Mapping[str, float] | None = None) -> None:
+        means = self.averages.take()
+        if step <= self.memory.logged_step or not means:
+            return
+        self.memory.logged_step = step
+        pace = self.items / max(self.clock.lap(), 1e-9)
+        self.items = 0
+        line = {"loss": means.pop("loss"), "items_per_second": pace, "seconds": self.clock.seconds()}
+        rate = float(self.schedule(step - 1))
+        self.log.write(step, {**line, "learning_rate": rate, **means, **(evaluation or {})})
+        self.bar.set_postfix({"loss": f"{line['loss']:.4g}", "items/s": f"{pace:,.0f}"}, refresh=False)
+
+    def _save(self) -> None:
+        if self.step == self.saved_step:
+            return
+        self.memory.seconds, self.memory.averages = self.clock.seconds(), self.averages.state()
+        with self.clock.pause():
+            checkpoints.save(
+                self.folder,
+                self.state,
+                self.iterator,
+                self.identity,
+                dataclasses.asdict(self.memory),
+                keep=self.config.keep,
+                best_step=self.memory.best_step,
+            )
+        self.saved_step = self.step
+
+    def _leave(self) -> NoReturn:
+        """Saves where it stands and exits, as one asked to by SIGTERM."""
+        self._fetch()
+        every = self.config.evaluate_every
+        evaluation_due = self.evaluators and every and self.step % every == 0
+        if self.step % self.config.log_every == 0 and not evaluation_due:
+            self._write_line(self.step)
+        self._save()
+        raise SystemExit(SIGTERM_EXIT)
+
+
+class _Clock:
+    """Seconds of wall clock over all restarts, and the time of a lap without its pauses."""
+
+    def __init__(self, before: float):
+        self._before, self._start = before, time.monotonic()
+        self._lap, self._paused = self._start, 0.0
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        seconds, self._lap, self._paused = now - self._lap - self._paused, now, 0.0
+        return seconds
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - start
+
+
+def _fixed(config: TrainingConfig) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
+
+
+@contextlib.contextmanager
+def _closing(pipeline: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Iterator[Mapping[str, np.ndarray]]]:
+    iterator = iter(pipeline)
+    try:
+        yield iterator
+    finally:
+        iterator.close()
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, where this is the main thread; the old handler comes back."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    old = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, old)

@@ -1,0 +1,67 @@
+"""A small real run for the tests of training: a prepared dataset and a next-item model in plain JAX.
+
+`python training_fixtures.py DATASET WORKDIR` trains it in a process of its own, for tests that kill one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.data.pipeline import Pipeline, PipelineConfig, make_pipeline
+from hisam_jax.training.loop import TrainingConfig, train
+from hisam_jax.training.optimizer import OptimizerConfig
+
+ITEMS, GROUPS, WIDTH = 40, 4, 16  # of `fixtures.tiny_dataset`
+CONFIG = TrainingConfig(
+    steps=24,
+    log_every=3,
+    save_every=4,
+    evaluate_every=8,
+    seed=5,
+    monitor="validation/same_group",
+    optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=4),
+)
+
+
+def pipeline_of(dataset: Dataset, **options: int | None) -> Pipeline:
+    """Batches [4, 16] with one code an item."""
+    config = PipelineConfig(**{"items_per_row": 16, "rows": 4, "window": 8, "seed": 2, **options})
+    return make_pipeline(dataset, np.zeros((ITEMS, 1), np.int32), config)
+
+
+def init_fn(key: jax.Array, batch: Mapping[str, jax.Array]) -> dict:
+    """Embedding and output matrices of a bigram model."""
+    first, second = jax.random.split(key)
+    return {
+        "item": {"embedding": 0.1 * jax.random.normal(first, (ITEMS, WIDTH))},
+        "output": {"kernel": 0.1 * jax.random.normal(second, (WIDTH, ITEMS)), "bias": jnp.zeros(ITEMS)},
+    }
+
+
+def loss_fn(params: dict, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy of the next item of a segment, with dropout, so that each step's key matters."""
+    x = params["item"]["embedding"][batch["item"][:, :-1]]
+    x = x * jax.random.bernoulli(key, 0.9, x.shape) / 0.9
+    logits = x @ params["output"]["kernel"] + params["output"]["bias"]
+    cross_entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["item"][:, 1:, None], -1)[..., 0]
+    weight = batch["next_weight"][:, 1:]
+    loss = (cross_entropy * weight).sum() / jnp.maximum(weight.sum(), 1)
+    return loss, {"loss/retrieval": loss, "targets": weight.sum()}
+
+
+def same_group(params: dict) -> dict[str, float]:
+    """The probability that the next item is of the same planted group; a quarter without learning."""
+    logits = params["item"]["embedding"] @ params["output"]["kernel"] + params["output"]["bias"]
+    alike = np.arange(ITEMS)[:, None] % GROUPS == np.arange(ITEMS) % GROUPS
+    return {"validation/same_group": float((np.asarray(jax.nn.softmax(logits)) * alike).sum(-1).mean())}
+
+
+if __name__ == "__main__":
+    opened = Dataset.load(sys.argv[1])
+    train(loss_fn, init_fn, lambda: pipeline_of(opened), CONFIG, sys.argv[2], evaluators=[same_group])
