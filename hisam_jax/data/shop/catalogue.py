@@ -61,9 +61,13 @@ class Catalogue:
         return self.leaf_I % words.NUM_EMBLEMS
 
 
-@functools.lru_cache(maxsize=2)
 def make_catalogue(config: ShopConfig) -> Catalogue:
     """The catalogue of a config; depends on its item fields and seed, not on `users`. Arrays only, no words."""
+    return _make(dataclasses.replace(config, users=1))
+
+
+@functools.lru_cache(maxsize=2)
+def _make(config: ShopConfig) -> Catalogue:
     I, L = config.items, words.NUM_LEAVES  # noqa: E741
     rng = np.random.default_rng([config.seed, _STREAM])
     leaf_I = rng.permutation(np.arange(I) % L).astype(np.int32)

@@ -51,7 +51,7 @@ def generate(config: ShopConfig, out: str | Path) -> Path:
         truth.write_parquet(folder / "events_truth.parquet")
         users.write_parquet(folder / "users_truth.parquet")
         _write_pictures(config, folder / "images")
-        (folder / SHOP).write_text(json.dumps(_describe(config, folder, events), indent=1) + "\n")
+        (folder / SHOP).write_text(json.dumps(_describe(config, folder, events, users), indent=1) + "\n")
     return Path(out)
 
 
@@ -88,6 +88,7 @@ def _tables(config: ShopConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
             "events": sizes,
             "cold": sizes < COLD,
             "oracle_nll": [float(one.nll.mean()) for one in everyone],
+            "oracle_last_rank": pl.Series([one.last_rank or None for one in everyone], dtype=pl.Int64),
             "bias": [one.bias for one in everyone],
             "first_favourite_kind": [int(one.favourite_kind[0]) for one in everyone],
             "last_favourite_kind": [int(one.favourite_kind[-1]) for one in everyone],
@@ -103,13 +104,14 @@ def _write_pictures(config: ShopConfig, folder: Path) -> None:
         (folder / f"{names[item]}.jpg").write_bytes(picture(config, catalogue, item))
 
 
-def _describe(config: ShopConfig, folder: Path, events: pl.DataFrame) -> dict:
+def _describe(config: ShopConfig, folder: Path, events: pl.DataFrame, users: pl.DataFrame) -> dict:
     files = {name: sha256_file(folder / name) for name in TABLES}
     return {
         "format": FORMAT,
         "config": dataclasses.asdict(config),
         "interactions": events.height,
         "oracle_nll": float(events["oracle_nll"].mean()),
+        "oracle_recall@10": (users["oracle_last_rank"] <= 10).mean(),
         "files": files,
         "checksum": sha256_of(json.dumps([FORMAT, dataclasses.asdict(config), files])),
     }

@@ -26,12 +26,12 @@ def picture(config: ShopConfig, catalogue: Catalogue, item: int) -> bytes:
     Place, size, tilt, light and background vary a little and tell nothing.
     """
     rng = np.random.default_rng([config.seed, _STREAM, item])
-    size = 2 * config.picture_size
+    size = config.picture_size
     background = tuple(int(level) for level in 246 - rng.uniform(0, 14) + rng.uniform(-3, 3, 3))
     base = np.array(COLOURS[catalogue.colour_I[item]][1]) * rng.uniform(0.94, 1.05)
     canvas = Image.new("RGB", (size, size), background)
     place = _placement(rng, size)
-    body, trim, shadow = (_move(mask, place) for mask in _product(int(catalogue.kind_I[item]), size))
+    body, trim, shadow = (_move(mask, place) for mask in _product(int(catalogue.kind_I[item]), 2 * size))
     canvas.paste(_shade(np.array(background), 0.9), mask=shadow)
     canvas.paste(_shade(base, 1.0), mask=body)
     light = tuple(int(level) for level in 0.42 * np.clip(base, 0, 255) + 0.58 * 255)
@@ -39,20 +39,21 @@ def picture(config: ShopConfig, catalogue: Catalogue, item: int) -> bytes:
     canvas.paste(_shade(base, 0.62), mask=trim)
     _stamp(canvas, int(catalogue.emblem_I[item]), rng)
     stream = io.BytesIO()
-    canvas.reduce(2).save(stream, "JPEG", quality=92, subsampling=0)
+    canvas.save(stream, "JPEG", quality=92, subsampling=0)
     return stream.getvalue()
 
 
 def _placement(rng: np.random.Generator, size: int) -> tuple[float, ...]:
-    """Inverse affine coefficients of a small zoom, tilt and shift around the centre."""
-    zoom, tilt = rng.uniform(1.0, 1.1), np.deg2rad(rng.uniform(-3, 3))
+    """Inverse affine coefficients, to masks of twice the size: a small zoom, tilt and shift around the centre."""
+    zoom, tilt = 2 * rng.uniform(1.0, 1.1), np.deg2rad(rng.uniform(-3, 3))
     a, b = zoom * np.cos(tilt), zoom * np.sin(tilt)
     x, y = size / 2 + rng.uniform(-0.02, 0.02, 2) * size
-    return (a, b, size / 2 - a * x - b * y, -b, a, size / 2 + b * x - a * y)
+    return (a, b, size - a * x - b * y, -b, a, size + b * x - a * y)
 
 
 def _move(mask: Image.Image, place: tuple[float, ...]) -> Image.Image:
-    return mask.transform(mask.size, Image.Transform.AFFINE, place, Image.Resampling.BILINEAR)
+    half = (mask.width // 2, mask.height // 2)  # each bilinear sample is then the mean of four pixels: smooth edges
+    return mask.transform(half, Image.Transform.AFFINE, place, Image.Resampling.BILINEAR)
 
 
 def _shade(colour: np.ndarray, factor: float) -> tuple[int, ...]:

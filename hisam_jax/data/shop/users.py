@@ -22,6 +22,7 @@ from hisam_jax.data.shop.config import DAY, ShopConfig
 BEGIN = 1_609_459_200  # seconds since 1970: 2021-01-01
 BLOCK = 512  # users simulated together, fewer where leaves are huge
 FEWEST_EVENTS = 3
+RANKED_ITEMS = 20_000  # the largest shop in which last items are ranked: that alone costs users x items of work
 COLD = 10  # users with fewer events are cold
 # Standard deviations of the tastes, in nats, and what repeating the last item's style or colour gains.
 DEPARTMENT, KIND, LEAF, STYLE, COLOUR, PATTERN, ECHO = 0.8, 1.6, 0.5, 1.1, 1.1, 0.7, 0.8
@@ -45,6 +46,8 @@ class UserEvents:
         nll: float32 [n], -log of the probability with which each item was drawn, nats.
         favourite_kind: int16 [n], the kind liked most at that time.
         bias: what this user's ratings gain, stars.
+        last_rank: rank of the last item among all by their true probability, 1 for the best; 0 in shops of more
+            than 20,000 items. The share of ranks up to k is the best Recall@k that there is.
     """
 
     user: int
@@ -54,6 +57,7 @@ class UserEvents:
     nll: np.ndarray
     favourite_kind: np.ndarray
     bias: float
+    last_rank: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +96,30 @@ def following(seed: int) -> np.ndarray:
 
 def simulate_block(config: ShopConfig, block: int) -> list[UserEvents]:
     """Users `block * size .. (block + 1) * size - 1` of the endless row of users, `size = block_size(...)`."""
+    state, users = _start(config, block)
+    for step in range(state.time_BN.shape[1]):
+        state.advance(state.active(step), step)
+    return [state.events(b, int(user)) for b, user in enumerate(users)]
+
+
+def oracle_probabilities(config: ShopConfig, user: int) -> np.ndarray:
+    """The true probabilities [n, I] from which a user's n items were drawn; what a perfect model would say."""
+    block, b = divmod(user, block_size(make_catalogue(config)))
+    state, _ = _start(config, block)
+    out = np.zeros((state.draws.events_B[b], config.items))
+    for step in range(len(out)):
+        rows = state.active(step)
+        share_RL, tastes = state.advance(rows, step)
+        mine = np.flatnonzero(rows == b)
+        p_LM = state.distribution(rows[mine], step, share_RL[mine], [taste[mine] for taste in tastes])[0]
+        np.add.at(out[step], state.catalogue.members_LM, p_LM)
+    return out
+
+
+def _start(config: ShopConfig, block: int) -> tuple[_State, np.ndarray]:
     catalogue = make_catalogue(config)
     users = np.arange(block_size(catalogue)) + block * block_size(catalogue)
-    draws = _draw(config, catalogue, users)
-    time_BN = _times(config, draws)
-    state = _State(config, catalogue, draws, time_BN)
-    for step in range(draws.choice_BN2.shape[1]):
-        state.advance(np.flatnonzero(draws.events_B > step), step)
-    return [state.events(b, int(user)) for b, user in enumerate(users)]
+    return _State(config, catalogue, _draw(config, catalogue, users)), users
 
 
 def _draw(config: ShopConfig, catalogue: Catalogue, users: np.ndarray) -> _Draws:
@@ -151,9 +171,10 @@ def _times(config: ShopConfig, draws: _Draws) -> np.ndarray:
 class _State:
     """Where B users are: tastes, what they have, the last items; `advance` takes one event of each row given."""
 
-    def __init__(self, config: ShopConfig, catalogue: Catalogue, draws: _Draws, time_BN: np.ndarray):
-        self.config, self.catalogue, self.draws, self.time_BN = config, catalogue, draws, time_BN
-        B, N = time_BN.shape
+    def __init__(self, config: ShopConfig, catalogue: Catalogue, draws: _Draws):
+        self.config, self.catalogue, self.draws = config, catalogue, draws
+        self.time_BN = _times(config, draws)
+        B, N = self.time_BN.shape
         self.following_LL = following(config.seed)
         self.popular_L = np.exp(catalogue.leaf_log_popularity_L)
         self.popular_L /= self.popular_L.sum()
@@ -164,9 +185,17 @@ class _State:
         self.leaf_BN = np.zeros((B, N), np.int32)
         self.rating_BN, self.nll_BN = np.zeros((B, N), np.float32), np.zeros((B, N), np.float32)
         self.favourite_BN = np.zeros((B, N), np.int16)
+        self.last_rank_B = np.zeros(B, np.int64)
 
-    def advance(self, rows: np.ndarray, step: int) -> None:
-        """Event `step` of users `rows`: tastes drift, a leaf and an item are drawn, the rating is given."""
+    def active(self, step: int) -> np.ndarray:
+        """Users who have an event `step`."""
+        return np.flatnonzero(self.draws.events_B > step)
+
+    def advance(self, rows: np.ndarray, step: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Event `step` of users `rows`: tastes drift, a leaf and an item are drawn, the rating is given.
+
+        Returns the weights of the leaves and the tastes for style, colour and pattern.
+        """
         gap_R = self._gap_days(rows, step)
         tastes = self._drift(rows, step, gap_R)
         self.favourite_BN[rows, step] = np.argmax(tastes[1], axis=1)
@@ -181,11 +210,29 @@ class _State:
         self.nll_BN[rows, step] = -np.log(p_leaf_R * p_item_R)
         at = np.arange(len(rows))
         self.rating_BN[rows, step] = self._rate(rows, step, item_R, logits_RL[at, leaf_R], match_RM[at, place_R])
+        self._rank_last(rows, step, share_RL, tastes[2:], p_leaf_R * p_item_R)
+        return share_RL, tastes[2:]
+
+    def distribution(self, rows, step: int, share_RL: np.ndarray, tastes: list[np.ndarray]) -> np.ndarray:
+        """P(item) [R, L, M] of event `step`, from what was known before it; zero in the padding."""
+        R, L = share_RL.shape
+        leaf, per_leaf = np.tile(np.arange(L), R), [np.repeat(taste, L, axis=0) for taste in tastes]
+        weight_XM = self._items(np.repeat(rows, L), step, leaf, per_leaf)[1]
+        inside_XM = weight_XM / np.maximum(weight_XM.sum(1, keepdims=True), 1e-300)
+        return inside_XM.reshape(R, L, -1) * (share_RL / share_RL.sum(1, keepdims=True))[:, :, None]
+
+    def _rank_last(self, rows, step: int, share_RL, tastes: list[np.ndarray], p_R: np.ndarray) -> None:
+        last = np.flatnonzero(self.draws.events_B[rows] == step + 1)
+        if len(last) and self.config.items <= RANKED_ITEMS:
+            p_RLM = self.distribution(rows[last], step, share_RL[last], [taste[last] for taste in tastes])
+            better_R = (p_RLM > p_R[last, None, None] * (1 + 1e-9)).sum((1, 2))
+            self.last_rank_B[rows[last]] = 1 + better_R
 
     def events(self, b: int, user: int) -> UserEvents:
         n = self.draws.events_B[b]
         columns = (self.item_BN, self.time_BN, self.rating_BN, self.nll_BN, self.favourite_BN)
-        return UserEvents(user, *(column[b, :n].copy() for column in columns), bias=float(self.draws.bias_B[b]))
+        own = (column[b, :n].copy() for column in columns)
+        return UserEvents(user, *own, bias=float(self.draws.bias_B[b]), last_rank=int(self.last_rank_B[b]))
 
     def _gap_days(self, rows: np.ndarray, step: int) -> np.ndarray:
         return (self.time_BN[rows, step] - self.time_BN[rows, max(0, step - 1)]) / DAY
@@ -229,7 +276,8 @@ class _State:
         row, earlier = np.nonzero(self.leaf_BN[rows, :step] == leaf_R[:, None])
         for_sale_RM[row, self.place_BN[rows[row], earlier]] = False
         logits_RM = np.where(for_sale_RM, logits_RM, -np.inf)
-        return match_RM, np.exp(logits_RM - logits_RM.max(1, keepdims=True))
+        top_R1 = np.maximum(logits_RM.max(1, keepdims=True), -1e300)  # finite where nothing can be had
+        return match_RM, np.exp(logits_RM - top_R1)
 
     def _rate(self, rows, step: int, item_R: np.ndarray, leaf_logit_R: np.ndarray, match_R: np.ndarray) -> np.ndarray:
         """Half stars from 1 to 5: how well leaf and look match the tastes of that day, user, item and noise."""
