@@ -1,0 +1,151 @@
+"""Which rows can be used, and when too many cannot: from a reader's strings to compact integer columns on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from hisam_jax.data.identity import digests, shuffled
+from hisam_jax.data.readers.base import REASONS, RawData
+from hisam_jax.errors import UserError
+
+LATEST = 4_102_444_800  # the year 2100
+_ROW_GROUP = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """Usable events in a Parquet file of small integers, in no order that matters.
+
+    Attributes:
+        path: columns user int32, item int32, time uint32 (timestamp, or place in the source), and rating float32.
+        user_ids, item_ids: the ids that the codes stand for, in shuffled order.
+        user_digests, item_digests: uint64, seeded, of those ids.
+        rows: rows of the source, unusable ones included.
+        rejected: reason -> count.
+    """
+
+    path: Path
+    user_ids: pl.Series
+    item_ids: pl.Series
+    user_digests: np.ndarray
+    item_digests: np.ndarray
+    rows: int
+    rejected: dict[str, int]
+
+    def column(self, name: str) -> np.ndarray:
+        return pl.read_parquet(self.path, columns=[name])[name].to_numpy()
+
+
+def stage(raw: RawData, scratch: Path, seed: int, max_rejected: float) -> Staged:
+    """Streams the events to `scratch`, ids as codes in a seeded order that says nothing about them.
+
+    Raises:
+        UserError: a larger share of rows than `max_rejected` cannot be used, or none can.
+    """
+    check_catalogue(raw, max_rejected)
+    item_ids = shuffled(raw.items["item"], seed, "item")
+    checked = scratch / "checked.parquet"
+    _sink(_checked(raw, item_ids), checked)
+    rows, rejected = _count(raw, checked, max_rejected)
+    usable = pl.scan_parquet(checked).filter(pl.col("reason").is_null())
+    user_ids = shuffled(usable.select("user").unique().collect(engine="streaming")["user"], seed, "user")
+    columns = ["user", "item", "time"] + ["rating"] * raw.has_ratings
+    compact = _with_codes(usable.select(columns), "user", user_ids)
+    _sink(compact.with_columns(user=pl.col("user_code")).select(columns), scratch / "events.parquet")
+    return Staged(
+        path=scratch / "events.parquet",
+        user_ids=user_ids,
+        item_ids=item_ids,
+        user_digests=digests(user_ids, seed, "user"),
+        item_digests=digests(item_ids, seed, "item"),
+        rows=rows,
+        rejected=rejected,
+    )
+
+
+def check_catalogue(raw: RawData, max_rejected: float) -> None:
+    """Stops where a larger share of the catalogue's rows than `max_rejected` cannot be used."""
+    refused = sum(raw.rejected_items.values())
+    if refused > max_rejected * (len(raw.items) + refused):
+        reason = max(raw.rejected_items, key=raw.rejected_items.get)
+        field, expected = REASONS[reason]
+        problem = f"{refused:,} of {len(raw.items) + refused:,} catalogue rows cannot be used (most often {reason})"
+        raise UserError(problem, path=raw.items_path, field=field, expected=expected, hint=_hint(max_rejected))
+
+
+def check_share(
+    raw: RawData, rows: int, refused: int, max_rejected: float, reason: str, line: int | None, value: str = ""
+) -> None:
+    """Stops, naming the first bad row, where more than `max_rejected` of the rows are refused."""
+    if refused > max_rejected * rows:
+        field, expected = REASONS[reason]
+        what = f"{reason} {value!r}" if value else reason
+        raise UserError(
+            f"{what}; {refused:,} of {rows:,} rows ({refused / rows:.1%}) cannot be used",
+            path=raw.interactions_path,
+            line=line,
+            field=field,
+            expected=expected,
+            hint=_hint(max_rejected),
+        )
+
+
+def _hint(max_rejected: float) -> str:
+    return f"mend them, or allow more than {max_rejected:.1%} with --max-rejected"
+
+
+def _checked(raw: RawData, item_ids: pl.Series) -> pl.LazyFrame:
+    """Columns user, item (code), time, rating, line, reason, value (the unknown item's id, for the message)."""
+    time, rules = pl.col("order"), []
+    if raw.has_timestamps:
+        time = pl.col("timestamp")
+        rules.append(("bad_timestamp", ~time.is_between(0, LATEST).fill_null(False)))
+    if raw.has_ratings:
+        rules.append(("bad_rating", ~pl.col("rating").is_finite().fill_null(False)))
+    rules = [(f"missing_{name}", pl.col(name).is_null()) for name in ("user", "item")] + rules
+    rules.append(("unknown_item", pl.col("item_code").is_null()))
+    reason = pl.coalesce("reason", *(pl.when(rule).then(pl.lit(name)) for name, rule in rules))
+    return (
+        _with_codes(raw.interactions, "item", item_ids)
+        .with_columns(reason=reason)
+        .select(
+            "user",
+            "rating",
+            "line",
+            "reason",
+            item="item_code",
+            time=pl.when(pl.col("reason").is_null()).then(time).cast(pl.UInt32),
+            value=pl.when(pl.col("reason") == "unknown_item").then("item"),
+        )
+    )
+
+
+def _with_codes(events: pl.LazyFrame, name: str, ids: pl.Series) -> pl.LazyFrame:
+    codes = pl.LazyFrame({name: ids, f"{name}_code": np.arange(len(ids), dtype=np.int32)})
+    return events.join(codes, on=name, how="left", maintain_order="none")
+
+
+def _sink(events: pl.LazyFrame, path: Path) -> None:
+    events.sink_parquet(path, compression="lz4", row_group_size=_ROW_GROUP, engine="streaming", maintain_order=False)
+
+
+def _count(raw: RawData, checked: Path, max_rejected: float) -> tuple[int, dict[str, int]]:
+    counted = (
+        pl.scan_parquet(checked)
+        .group_by("reason")
+        .agg(pl.len(), pl.col("line").min(), pl.col("value").sort_by("line").first())
+        .collect(engine="streaming")
+        .sort("line")
+    )
+    bad = counted.filter(pl.col("reason").is_not_null())
+    rows, refused = int(counted["len"].sum()), int(bad["len"].sum())
+    if rows == refused:
+        max_rejected = min(max_rejected, 0.999)  # not one usable row is too few, whatever is allowed
+    if len(bad):
+        first = bad.row(0, named=True)
+        check_share(raw, rows, refused, max_rejected, first["reason"], first["line"], first["value"] or "")
+    return rows, dict(sorted(bad.select("reason", "len").iter_rows()))
