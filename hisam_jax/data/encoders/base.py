@@ -65,7 +65,7 @@ def absent(num_items: int, rejected: Mapping[str, int] | None = None) -> Feature
 
 
 def describe(encoder: Any, version: int, libraries: Sequence[str], **extra: str) -> str:
-    """A fingerprint: the encoder's name, its dataclass fields, its own version and those of the libraries it rests on."""
+    """A fingerprint: the encoder's name, options and own version, and the versions of the libraries it rests on."""
     return json.dumps(
         {
             "name": encoder.name,

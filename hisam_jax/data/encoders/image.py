@@ -24,7 +24,7 @@ VARIANCE_TOLERANCE = 1e-8  # share of the largest variance below which a directi
 
 @dataclasses.dataclass(frozen=True)
 class HogColor:
-    """A picture -> at most `dim` principal components of its shape and colour descriptors, fitted on the training items.
+    """A picture -> at most `dim` principal components of shape and colour descriptors, fitted on the training items.
 
     Shape and colour get the same total variance before the PCA, so neither swamps the other [ours]. Items without a
     picture are absent; a picture that cannot be read is absent and counted as `broken_image`. `D` is `dim`, or what
@@ -117,7 +117,7 @@ def shape_descriptor(picture: Image.Image) -> np.ndarray:
 
 
 def color_descriptor(picture: Image.Image) -> np.ndarray:
-    """Square roots of colour histograms on a 3 x 2 grid: 12 hues x 2 saturations x 2 values, and 4 greys without hue."""
+    """Square roots of colour histograms on a 3 x 2 grid: 12 hues x 2 saturations x 2 values, and 4 greys."""
     hue, saturation, value = np.moveaxis(np.asarray(picture.convert("HSV"), np.int32), -1, 0)
     colored = 4 + (hue * 12 // 256) * 4 + (saturation >= 140) * 2 + (value >= 140)
     code = np.where((saturation < 40) | (value < 30), value // 64, colored)  # the hue of a grey or a black is noise
@@ -133,16 +133,26 @@ def color_descriptor(picture: Image.Image) -> np.ndarray:
 def principal_directions(x_ND: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """(mean `[D]`, directions `[D, K]`) of the rows, `1 <= K <= dim`, by largest variance; signs are fixed."""
     mean_D = x_ND.mean(axis=0, dtype=np.float64)
-    covariance_DD = np.zeros((x_ND.shape[1],) * 2)
-    for start in range(0, len(x_ND), 4096):
-        centred = x_ND[start : start + 4096] - mean_D
-        covariance_DD += centred.T @ centred
-    variances, directions = np.linalg.eigh(covariance_DD)
-    variances, directions = variances[::-1][:dim], directions[:, ::-1][:, :dim]
+    variances, directions = _spectrum_of_few(x_ND - mean_D) if len(x_ND) < len(mean_D) else _spectrum(x_ND, mean_D)
+    variances, directions = variances[:dim], directions[:, :dim]
     rank = max(1, int(np.sum(variances > VARIANCE_TOLERANCE * max(variances[0], 0.0))))
     directions = directions[:, : min(rank, max(1, len(x_ND) - 1))]
     directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
     return mean_D.astype(np.float32), directions.astype(np.float32)
+
+
+def _spectrum(x_ND: np.ndarray, mean_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    covariance_DD = np.zeros((len(mean_D),) * 2)
+    for start in range(0, len(x_ND), 4096):  # a whole float64 copy of a large catalogue would not fit
+        centred = x_ND[start : start + 4096] - mean_D
+        covariance_DD += centred.T @ centred
+    variances, directions = np.linalg.eigh(covariance_DD)
+    return variances[::-1], directions[:, ::-1]
+
+
+def _spectrum_of_few(centred_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    _, singular, directions = np.linalg.svd(centred_ND, full_matrices=False)
+    return singular**2, directions.T
 
 
 def _unit_variance(x_ND: np.ndarray, fit_N: np.ndarray) -> np.ndarray:

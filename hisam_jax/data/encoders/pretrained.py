@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.data.encoders.base import Features, absent, scatter
 from hisam_jax.data.encoders.image import open_picture, picture_digests
 from hisam_jax.data.encoders.text import item_texts
 from hisam_jax.errors import UserError
@@ -106,7 +106,6 @@ class ClipImage:
         return scatter(len(items), rows[readable], np.concatenate(vectors), rejected)
 
 
-@functools.cache
 def model_folder(source: str) -> Path:
     """The local folder of a model: itself, inside an installed package, or a snapshot from the Hugging Face hub.
 
@@ -164,6 +163,7 @@ def _loading(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@functools.cache
 def _from_hub(source: str) -> Path:
     import huggingface_hub
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import polars as pl
 import scipy.sparse
-from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd
 
 from hisam_jax.data.encoders.base import Features, absent, describe, scatter
 from hisam_jax.files import sha256_of
@@ -51,7 +51,8 @@ class TfidfSvd:
 
 def item_texts(items: pl.DataFrame) -> list[str]:
     """One string an item: title, text and categories; empty where there is none of them."""
-    categories = pl.col("categories").list.join(" ", ignore_nulls=True)
+    words = pl.col("categories").cast(pl.List(pl.String))  # Polars forgets the inner type of a column of nulls
+    categories = words.list.join(" ", ignore_nulls=True)
     parts = [column.fill_null("") for column in (pl.col("title"), pl.col("text"), categories)]
     return items.select(pl.concat_str(parts, separator="\n").str.strip_chars()).to_series().to_list()
 
@@ -76,9 +77,8 @@ def fit_tfidf(texts: list[str]) -> TfidfVectorizer | None:
 def fit_svd(terms_NV: scipy.sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
     """The leading right singular directions `[D, V]`, `D <= dim` and at most the numerical rank."""
     size = min(dim, *terms_NV.shape)
-    svd = TruncatedSVD(size, algorithm="randomized", n_oversamples=32, random_state=seed).fit(terms_NV)
-    kept = svd.singular_values_ > RANK_TOLERANCE * svd.singular_values_[0]
-    return svd.components_[kept]
+    _, singular, directions_DV = randomized_svd(terms_NV, size, n_oversamples=32, n_iter=5, random_state=seed)
+    return directions_DV[singular > RANK_TOLERANCE * singular[0]]
 
 
 def _least_items(count: int) -> int:
