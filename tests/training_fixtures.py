@@ -1,12 +1,17 @@
 """A small real run for the tests of training: a prepared dataset and a next-item model in plain JAX.
 
-`python training_fixtures.py DATASET WORKDIR` trains it in a process of its own, for tests that kill one.
+`python training_fixtures.py DATASET WORKDIR [SECONDS | save]` trains it in a process of its own, which kills itself.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +67,35 @@ def same_group(params: dict) -> dict[str, float]:
     return {"validation/same_group": float((np.asarray(jax.nn.softmax(logits)) * alike).sum(-1).mean())}
 
 
+def kill_later(when: str, workdir: Path) -> Callable[[int, Mapping[str, float]], None]:
+    """An `on_step` whose first call arms `kill -9` of this process: after `when` seconds, or inside the next save."""
+
+    def watch() -> None:
+        while not list((workdir / "checkpoints").glob("*tmp*")):
+            time.sleep(0.0005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_step(step: int, values: Mapping[str, float]) -> None:
+        if not armed:
+            armed.append(threading.Thread(target=watch, daemon=True) if when == "save" else _timer(float(when)))
+            armed[0].start()
+
+    armed: list[threading.Thread] = []
+    return on_step
+
+
+def _timer(seconds: float) -> threading.Timer:
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    return timer
+
+
+def main(folder: str, workdir: str, kill: str = "") -> None:
+    """Trains in this process and, where asked, dies in the middle."""
+    dataset = Dataset.load(folder)
+    on_step = kill_later(kill, Path(workdir)) if kill else None
+    train(loss_fn, init_fn, lambda: pipeline_of(dataset), CONFIG, workdir, evaluators=[same_group], on_step=on_step)
+
+
 if __name__ == "__main__":
-    opened = Dataset.load(sys.argv[1])
-    train(loss_fn, init_fn, lambda: pipeline_of(opened), CONFIG, sys.argv[2], evaluators=[same_group])
+    main(*sys.argv[1:])

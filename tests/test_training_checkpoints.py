@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import training_fixtures
+from fixtures import tiny_dataset
+from training_fixtures import CONFIG, init_fn, loss_fn, pipeline_of, same_group
+
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.errors import UserError
+from hisam_jax.training import checkpoints
+from hisam_jax.training.loop import train
+from hisam_jax.training.metrics import read_metrics
+
+TIMES = ("seconds", "items_per_second")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data") / "dataset", users=40)
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory) -> Path:
+    """The folder of a whole run; tests work on copies."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    run(dataset, workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def run(dataset, workdir, config=CONFIG, init=init_fn, pipeline=None, **options):
+    options = {"evaluators": [same_group], **options}
+    return train(loss_fn, init, pipeline or (lambda: pipeline_of(dataset)), config, workdir, **options)
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir / "metrics.jsonl")]
+
+
+def equal(first, second) -> bool:
+    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), first, second))
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, training_fixtures.__file__, *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_as_if_it_never_was(dataset, finished, tmp_path):
+    kills = ["save", "0.06", "save", ""]
+    interrupted = []
+    for when in kills:
+        process = start(str(dataset.path), str(tmp_path), *([when] if when else []))
+        _, printed = process.communicate(timeout=120)
+        assert process.returncode in (0, -signal.SIGKILL), printed
+        interrupted.append("ignored the incomplete checkpoint" in printed)
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert any(interrupted), "no kill hit a save"
+    assert equal(checkpoints.load_params(finished, "last"), checkpoints.load_params(tmp_path, "last"))
+    assert equal(checkpoints.load_params(finished, "best"), checkpoints.load_params(tmp_path, "best"))
+    assert lines(finished) == lines(tmp_path)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_and_the_rest_follows(dataset, finished, tmp_path):
+    process = start(str(dataset.path), str(tmp_path))
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode in (0, 143)  # 0: it had just ended
+    run(dataset, tmp_path)
+    assert equal(checkpoints.load_params(finished, "last"), checkpoints.load_params(tmp_path, "last"))
+    assert lines(finished) == lines(tmp_path)
+
+
+def test_sigterm_in_this_process_saves_the_very_step(dataset, finished, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(dataset, tmp_path, on_step=lambda step, _: step == 9 and os.kill(os.getpid(), signal.SIGTERM))
+    assert stop.value.code == 143
+    assert checkpoints.saved_steps(tmp_path / "checkpoints")[-1] in (10, 11)
+    run(dataset, tmp_path)
+    assert lines(finished) == lines(tmp_path)
+
+
+def test_the_last_and_the_best_are_kept(workdir):
+    steps = checkpoints.saved_steps(workdir / "checkpoints")
+    best = checkpoints.describe(workdir / "checkpoints", 24).memory["best_step"]
+    assert steps == sorted({20, 24, best})
+
+
+def test_an_incomplete_checkpoint_is_ignored_with_a_word(dataset, finished, workdir, caplog):
+    shutil.rmtree(workdir / "checkpoints" / "24")
+    torn = workdir / "checkpoints" / "24.orbax-checkpoint-tmp-7"
+    shutil.copytree(workdir / "checkpoints" / "20" / "params", torn / "params")
+    with caplog.at_level(logging.WARNING):
+        run(dataset, workdir)
+    assert f"ignored the incomplete checkpoint {torn}" in caplog.text
+    assert not torn.exists()
+    assert equal(checkpoints.load_params(finished, "last"), checkpoints.load_params(workdir, "last"))
+    assert lines(finished) == lines(workdir)
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(dataset, finished, workdir, caplog):
+    for file in (workdir / "checkpoints" / "24" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        run(dataset, workdir)
+    assert "24 cannot be read; going on from step 20" in caplog.text
+    assert (workdir / "checkpoints" / "damaged-24").is_dir()
+    assert equal(checkpoints.load_params(finished, "last"), checkpoints.load_params(workdir, "last"))
+    assert lines(finished) == lines(workdir)
+
+
+def test_when_none_can_be_read_nothing_is_trained_over_them(dataset, workdir):
+    for file in (workdir / "checkpoints").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(b"")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="no checkpoint can be read.*move the folder away"):
+        run(dataset, workdir)
+    with pytest.raises(UserError, match="unreadable checkpoint"):
+        checkpoints.load_params(workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"config": dataclasses.replace(CONFIG, seed=6)}, "training.seed was 5, is 6"),
+        ({"identity": {"model": {"layers": 2}}}, "model.layers was 'absent', is 2"),
+        ({"workers": 1}, "data.workers was 0, is 1"),
+        ({"rows": 5}, "data.rows was 4, is 5"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused_by_field(dataset, workdir, change, word):
+    options = {name: change.pop(name) for name in ("workers", "rows") if name in change}
+    with pytest.raises(UserError, match=word):
+        run(dataset, workdir, pipeline=lambda: pipeline_of(dataset, **options), **change)
+    assert checkpoints.saved_steps(workdir / "checkpoints")[-1] == 24
+
+
+def test_the_time_limit_and_the_number_kept_may_change(dataset, workdir):
+    run(dataset, workdir, dataclasses.replace(CONFIG, max_minutes=60.0, keep=5))
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(dataset, tmp_path):
+    def with_ballast(key, batch):
+        return {**init_fn(key, batch), "ballast": jax.random.normal(key, (512, 512))}
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up(step, values):
+        if step == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+
+    try:
+        with pytest.raises(UserError, match="disk is full.*step 8.*last good checkpoint: step 4"):
+            run(dataset, tmp_path, init=with_ballast, on_step=fill_up)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints.saved_steps(tmp_path / "checkpoints") == [4]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert int(run(dataset, tmp_path, init=with_ballast).step) == 24
+
+
+def test_parameters_alone_are_a_plain_dict(workdir):
+    params = checkpoints.load_params(workdir, "last")
+    assert type(params) is dict and type(params["item"]) is dict
+    assert params["item"]["embedding"].dtype == np.float32
+
+
+def test_no_checkpoint_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoints.load_params(tmp_path)
+
+
+def test_typed_keys_and_steps_come_back_as_they_were(dataset, workdir):
+    state = run(dataset, workdir)
+    assert jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key)
+    assert state.step.dtype == np.int32 and int(state.step) == 24
