@@ -26,7 +26,7 @@ def small_model(**switches):
 
 def small_batch(catalog, seed=0, rows=2, items=9):
     rng = np.random.default_rng(seed)
-    item = rng.integers(0, ITEMS, (rows, items)).astype(np.int32)
+    item = rng.integers(0, ITEMS - 3, (rows, items)).astype(np.int32)
     segment = np.ones((rows, items), np.int32)
     segment[0, 4:] = 2
     segment[1, 7:] = 0

@@ -187,8 +187,8 @@ def test_golden_first_step(name, catalog):
 
 
 GOLDEN = {
-    "actions": [0.0] * 6,
-    "flat_actions": [0.0] * 6,
+    "actions": [22.81619, 0.8008004, 10.21401, 11.80138, 33.19045, 16.10072],
+    "flat_actions": [20.16584, 0.6425913, 11.21761, 8.305645, 23.4433, 14.51962],
 }
 
 

@@ -15,9 +15,9 @@ def map_causal_chunks(
 ) -> jax.Array:
     """Applies `one_chunk(start, end, chunk_arrays)` along axis 1 of `arrays` and joins the results.
 
-    `start` is the chunk's first index, `end` a static bound past its last one: keys at `end` and later are in no chunk's
-    past, so they need not be computed. Up to 8 bands of chunks are unrolled, each with its own `end`; the chunks of a band
-    run in a loop. Scores are recomputed in the backward pass.
+    `start` is the chunk's first index, `end` a static bound past its last one: keys at `end` and later are in no
+    chunk's past, so they need not be computed. Up to 8 bands of chunks are unrolled, each with its own `end`; the
+    chunks of a band run in a loop. Scores are recomputed in the backward pass.
     """
     length = arrays[0].shape[1]
     chunk = min(chunk, length)

@@ -10,8 +10,8 @@ from einops import rearrange, repeat
 def anchor_mask(segment_ids_BN: jax.Array, tokens: int, *, strict: bool) -> jax.Array:
     """bool `[B, N*T, N*T]`: may query token i (second axis) read key token j (third axis)?
 
-    `allowed = same_item(i, j) and j <= i, or anchor(j) and item(j) < item(i) and not (strict and anchor(i))`, within one
-    segment; segment 0 is padding and neither reads nor is read. The rule is Hi-SAM's; `strict` is AnLLM's form.
+    `allowed = same_item(i, j) and j <= i, or anchor(j) and item(j) < item(i) and not (strict and anchor(i))`, within
+    one segment; segment 0 is padding and neither reads nor is read. The rule is Hi-SAM's; `strict` is AnLLM's form.
     """
     items = segment_ids_BN.shape[1]
     item_S, slot_S = jnp.divmod(jnp.arange(items * tokens), tokens)

@@ -1,0 +1,51 @@
+"""HMAT on the embedded shop: the demo.
+
+Paper: Hi-SAM (arXiv 2602.11799). Hardware: 2 CPU cores. Every head together, actions on.
+Commands: hisam prepare --source shop --out demo/dataset
+          hisam tokenize --dataset demo/dataset --config configs/tokenizer/dst.py --out demo/ids
+          hisam train --dataset demo/dataset --ids demo/ids --config configs/shop.py --workdir demo/run
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Sections `model`, `data`, `training`, `evaluation`; see `HMATConfig`, `PipelineConfig`, `TrainingConfig`."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "model": {
+                "width": 64,
+                "layers": 2,
+                "heads": 2,
+                "kv_heads": 2,
+                "mlp": 172,
+                "dropout": 0.1,
+                "id_dropout": 0.2,
+                "anchors": True,
+                "strict": False,
+                "rope": "hierarchical",
+                "actions": True,
+                "item_id": True,
+                "features": True,
+                "codes": True,
+                "ranking": 1.0,
+                "generation": 0.3,
+                "retrieval": 1.0,
+                "dtype": "float32",
+            },
+            "data": {"items_per_row": 128, "rows": 8, "window": 128, "workers": 0},
+            "training": {
+                "steps": 800,
+                "optimizer": {"learning_rate": 2e-3, "warmup_steps": 60, "weight_decay": 0.05},
+                "log_every": 20,
+                "save_every": 200,
+                "evaluate_every": 200,
+                "keep": 2,
+                "max_minutes": None,
+                "monitor": "validation/retrieval/recall@10",
+                "patience": 0,
+            },
+            "evaluation": {"beams": 20, "validation_users": 1000, "resamples": 1000, "samples": 8},
+        }
+    )
