@@ -29,7 +29,7 @@ def beam_search(
         blocked_BF: bool over leaves, e.g. those whose items the user has seen; None blocks nothing.
 
     Returns:
-        `((leaf, logp), (leaf, logp))`, each `[B, beams]`, best first: unmasked, then masked. `logp <= -1e29` is no beam.
+        `((leaf, logp), (leaf, logp))`, each `[B, beams]`, best first: unmasked, then masked; below -1e29 is no beam.
     """
     batch = state_BD.shape[0]
     node = jnp.zeros((batch, 1), jnp.int32)

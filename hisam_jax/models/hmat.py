@@ -60,7 +60,7 @@ class HMAT(nn.Module):
     def reading_slot(self, level: int) -> int:
         """The token of an item from whose state its code `level` is predicted; -1 is the item before's last state.
 
-        In the flat model without actions the last code's token carries the whole item, so the digit is read one earlier.
+        In the flat model without actions the last code's token carries the whole item: the digit is read one earlier.
         """
         blind = self.config.anchors or self.config.actions
         return min(level - 1, len(self.vocab) - (1 if blind else 2))

@@ -26,8 +26,8 @@ def rope(
 ) -> jax.Array:
     """Positions for queries or keys.
 
-    `hierarchical` [two orthogonal subspaces: stated; halves and bases: ours]: the first half of the width turns with the
-    item's index, the second with the slot inside the item, so `score = q1' R(n_i - n_j) k1 + q2' R(k_i - k_j) k2`.
+    `hierarchical` [two orthogonal subspaces: stated; halves and bases: ours]: the first half of the width turns with
+    the item's index, the second with the slot inside the item, so `score = q1' R(n_i - n_j) k1 + q2' R(k_i - k_j) k2`.
     `flat`: the whole width turns with `item * slots + slot`. `none`: unchanged.
 
     Args:

@@ -1,7 +1,7 @@
 """The two-part form in plain XLA: local `T x T` scores beside anchor scores, one softmax, items in chunks.
 
-Cost `O(N T (T + N))` instead of `O((N T)^2)`. A chunk's scores are recomputed in the backward pass, so that memory is one
-chunk of queries against the anchors, never a whole long sequence.
+Cost `O(N T (T + N))` instead of `O((N T)^2)`. A chunk's scores are recomputed in the backward pass, so that memory is
+one chunk of queries against the anchors, never a whole long sequence.
 """
 
 from __future__ import annotations
