@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import traceback
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -35,11 +36,29 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         config = module.get_config()
     except Exception as error:
         raise UserError(
-            f"{type(error).__name__}: {error}", path=file, expected="a Python file with get_config() -> ConfigDict"
+            f"{type(error).__name__}: {error}",
+            path=file,
+            line=_line_in(file, error),
+            expected="a Python file with get_config() -> ConfigDict",
         ) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"get_config() gave a {type(config).__name__}", path=file, expected="an ml_collections.ConfigDict"
+        )
     for field, text in (overrides or {}).items():
         _override(config, field, text, file)
     return config
+
+
+def need(config: ml_collections.ConfigDict, *fields: str) -> None:
+    """Checks that `config` has every one of `fields`.
+
+    Raises:
+        UserError: the first that it lacks.
+    """
+    for field in fields:
+        if field not in config:
+            raise UserError("missing config field", field=field, expected=f"a config with {', '.join(fields)}")
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
@@ -50,7 +69,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     for name, value in section.items():
         if name not in known:
             raise UserError("unknown config field", field=f"{where}.{name}", expected=_nearest(name, known))
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, (Mapping, ml_collections.ConfigDict)):
             values[name] = build(hints[name], value, f"{where}.{name}")
         else:
             values[name] = _coerce(value, hints[name], f"{where}.{name}")
@@ -73,7 +92,15 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Pa
         value = {"true": True, "false": False}.get(text.lower(), text)
     hint = type(node) if node is not None else Any
     with parent.ignore_type():
-        parent[path[-1]] = _coerce(value, hint, field)
+        parent[path[-1]] = text if hint is str else _coerce(value, hint, field, file)
+
+
+def _line_in(file: Path, error: Exception) -> int | None:
+    """The last line of `file` that the error passed through."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return error.lineno
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return frames[-1].lineno if frames else None
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -82,7 +109,7 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"{prefix}{close[0]} or another of {', '.join(sorted(known))}" if close else "no field here"
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
+def _coerce(value: Any, hint: Any, where: str, file: Path | None = None) -> Any:
     if isinstance(value, ml_collections.ConfigDict) and hint is not ml_collections.ConfigDict:
         value = value.to_dict()
     if hint is Any:
@@ -104,5 +131,11 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             return value
         if isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool)):
             return value
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise UserError(f"value {value!r} of type {type(value).__name__}", field=where, expected=names)
+    names = " or ".join(_named(option) for option in options)
+    raise UserError(f"value {value!r} of type {type(value).__name__}", path=file, field=where, expected=names)
+
+
+def _named(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))

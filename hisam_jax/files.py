@@ -29,17 +29,25 @@ def full_disk_is_a_user_error(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike, holds: str | None = None) -> Iterator[Path]:
     """Yields a scratch directory that becomes `path` when the block ends well and vanishes when it does not.
 
     An existing `path` is replaced only at the end. What a killed run left behind is removed first.
+
+    Args:
+        path: the directory to be.
+        holds: a file that every such output holds; a directory with content but without this file is somebody's own.
+
+    Raises:
+        UserError: `path` is a file, or not ours to replace by `holds`; the disk is full.
     """
-    final = Path(path)
+    final = Path(path).absolute()  # '.' has no name to derive the scratch directory's from
     scratch, retired = (final.parent / f".{final.name}.{kind}" for kind in ("partial", "retired"))
     with full_disk_is_a_user_error(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(final.parent)
         if retired.exists() and not final.exists():
             retired.rename(final)  # killed between the two renames below
+        _check_replaceable(final, holds)
         for leftover in (scratch, retired):
             shutil.rmtree(leftover, ignore_errors=True)
         scratch.mkdir()
@@ -62,7 +70,7 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     scratch = final.parent / f".{final.name}.partial"
     with full_disk_is_a_user_error(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(final.parent)
         try:
             with open(scratch, "wb") as stream:
                 stream.write(data)
@@ -91,6 +99,25 @@ def sha256_of(*parts: str | bytes | np.ndarray) -> str:
         digest.update(f"{head}:{len(data)}:".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError("a file is in the way", path=path, expected="a folder") from error
+
+
+def _check_replaceable(path: Path, holds: str | None) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError("a file is in the way", path=path, expected="a new folder")
+    if holds and path.is_dir() and not (path / holds).exists() and any(path.iterdir()):
+        raise UserError(
+            f"holds something else and no {holds}",
+            path=path,
+            expected="a new or empty folder",
+            hint="nothing was touched",
+        )
 
 
 def _flush(path: Path) -> None:

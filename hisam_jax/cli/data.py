@@ -8,6 +8,7 @@ from typing import Any
 
 from hisam_jax.cli.common import Verb, count, seed, share
 from hisam_jax.cli.reader_flags import add_reader_flags, given_options
+from hisam_jax.data.public_sets import PUBLIC_SETS
 from hisam_jax.errors import UserError
 
 SOURCES = ("movielens", "amazon2014", "amazon2023", "sequences", "recbole", "table", "shop")
@@ -46,7 +47,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         "--max-rejected",
         metavar="SHARE",
         type=share,
-        default=0.1,
+        default=0.05,
         help="share of unusable rows, 0 to 1, above which nothing is prepared",
     )
     add(
@@ -85,14 +86,17 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _download_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the name of a public data set; a wrong one lists them all")
+    parser.add_argument("name", metavar="NAME", help=f"a public data set: {', '.join(PUBLIC_SETS)}")
     parser.add_argument("--out", metavar="DIR", required=True, help="where the raw files go; a broken download goes on")
+    parser.add_argument(
+        "--mirror", metavar="URL", help="a folder with the same file names, asked in place of the official one"
+    )
 
 
 def _download(arguments: argparse.Namespace) -> Any:
     from hisam_jax.data.download import download
 
-    return download(arguments.name, arguments.out)
+    return download(arguments.name, arguments.out, mirror=arguments.mirror)
 
 
 VERBS = {

@@ -117,5 +117,5 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _defaults(flag: ReaderFlag) -> str:
     values = {source: "none" if value is None else repr(value) for source, value in flag.defaults.items()}
     if len(set(values.values())) == 1:
-        return next(iter(values.values())).strip("'")
+        return next(iter(values.values())).strip("'").replace(" ", "a space")
     return ", ".join(f"{value} with {source}" for source, value in values.items()).replace("'", "")

@@ -49,7 +49,9 @@ def tokenize(
     """
     if not isinstance(config, ml_collections.ConfigDict):
         config = configs.load_config(config, overrides)
+    configs.need(config, "name", "seed", "collisions")
     entry = registry.entry(config.name)
+    configs.need(config, config.name)
     settings = configs.build(entry.config, config[config.name], config.name)
     data = Dataset.load(dataset)
     if not any(present.any() for present in data.present.values()):
@@ -74,7 +76,7 @@ def tokenize(
         "checksum": table.checksum,
         "collisions": config.collisions,
     }
-    with atomic_directory(out) as scratch:
+    with atomic_directory(out, holds="diagnostics.json") as scratch:
         registry.save_tokenizer(model, scratch)
         table.write_into(scratch)
         (scratch / "diagnostics.json").write_text(json.dumps(report, indent=1) + "\n")

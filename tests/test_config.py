@@ -1,0 +1,150 @@
+"""Config files, overrides and dataclasses built from them: every mistake names its file and field."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import ml_collections
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hisam_jax.config import build, load_config, need
+from hisam_jax.errors import UserError
+
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    model = ConfigDict(dict(layers=2, rate=0.1, name="hmat", strict=False, widths=(1, 2), cap=None))
+    return ConfigDict(dict(seed=0, model=model))
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(FILE)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    size: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    layers: int = 2
+    rate: float = 0.5
+    kind: Literal["anchor", "flat"] = "anchor"
+    cap: int | None = None
+    widths: tuple[int, ...] = ()
+    inner: Inner = Inner()
+
+
+@given(
+    layers=st.integers(-9, 9), rate=st.floats(allow_nan=False), strict=st.booleans(), name=st.text("ab9.", min_size=1)
+)
+def test_overrides_take_the_type_of_their_field(file, layers, rate, strict, name):
+    overrides = {"model.layers": layers, "model.rate": rate, "model.strict": strict, "model.name": name}
+    if math.isinf(rate):
+        overrides["model.rate"] = "1e999" if rate > 0 else "-1e999"
+    model = load_config(file, {field: str(value) for field, value in overrides.items()}).model
+    assert (model.layers, model.rate, model.strict, model.name) == (layers, rate, strict, name)
+    assert isinstance(model.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("model.rate", "3", 3.0),
+        ("model.strict", "true", True),
+        ("model.widths", "[3, 4]", (3, 4)),
+        ("model.cap", "7", 7),
+        ("model.name", "1e5", "1e5"),
+    ],
+)
+def test_overrides_of_every_kind(file, field, text, value):
+    got = load_config(file, {field: text})[field.split(".")[0]][field.split(".")[1]]
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("model.layer", "3", "tiny.py: field 'model.layer': unknown config field; expected model.layers or another of"),
+        ("modle.layers", "3", "tiny.py: field 'modle.layers': unknown config field; expected model or another of"),
+        ("seed.deeper", "3", "tiny.py: field 'seed.deeper': unknown config field; expected no field here"),
+        ("model.layers", "many", "tiny.py: field 'model.layers': value 'many' of type str; expected int"),
+        ("model.layers", "True", "tiny.py: field 'model.layers': value True of type bool; expected int"),
+        ("model.strict", "1", "tiny.py: field 'model.strict': value 1 of type int; expected bool"),
+        ("model", "3", "tiny.py: field 'model': value 3 of type int; expected ConfigDict"),
+    ],
+)
+def test_wrong_overrides_name_file_field_and_what_was_expected(file, field, text, message):
+    with pytest.raises(UserError) as caught:
+        load_config(file, {field: text})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "bad.py: no such config file"),
+        ("x = (", "bad.py:1: SyntaxError"),
+        ("x = 1", "bad.py: AttributeError: module 'hisam_config_bad' has no attribute 'get_config'"),
+        ("import no_such_module_here", "bad.py:1: ModuleNotFoundError"),
+        ("def get_config():\n    size = 1\n    return 1 // (size - 1)", "bad.py:3: ZeroDivisionError"),
+        ("def get_config():\n    return 3", "bad.py: get_config() gave a int"),
+    ],
+)
+def test_broken_config_files_say_where(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named(file):
+    need(load_config(file), "seed", "model")
+    with pytest.raises(UserError, match="field 'name': missing config field; expected a config with seed, name"):
+        need(load_config(file), "seed", "name")
+
+
+def test_build_makes_nested_frozen_dataclasses():
+    section = ml_collections.ConfigDict(dict(layers=3, rate=1, widths=[1, 2], cap=5, inner=dict(size=4)))
+    assert build(Outer, section, "model") == Outer(3, 1.0, "anchor", 5, (1, 2), Inner(4))
+    assert build(Outer, {}, "model") == Outer()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"layer": 3}, "field 'model.layer': unknown config field; expected layers or another of"),
+        ({"inner": {"sise": 3}}, "field 'model.inner.sise': unknown config field; expected size or another of"),
+        ({"layers": 2.5}, "field 'model.layers': value 2.5 of type float; expected int"),
+        ({"layers": True}, "field 'model.layers': value True of type bool; expected int"),
+        ({"kind": "anker"}, "field 'model.kind': value 'anker' of type str; expected 'anchor' or 'flat'"),
+        ({"cap": "x"}, "field 'model.cap': value 'x' of type str; expected int or None"),
+    ],
+)
+def test_build_refuses_what_does_not_fit(section, message):
+    with pytest.raises(UserError) as caught:
+        build(Outer, section, "model")
+    assert message in str(caught.value)
+
+
+@given(
+    st.text(),
+    st.one_of(st.none(), st.text(min_size=1)),
+    st.one_of(st.none(), st.integers(1)),
+    st.one_of(st.none(), st.text(min_size=1)),
+)
+def test_a_user_error_is_always_one_line(problem, path, line, field):
+    message = str(UserError(problem, path=path, line=line, field=field, expected="x\ny", hint="z"))
+    assert len(message.splitlines()) == 1 and message.endswith("; expected x y (z)")
