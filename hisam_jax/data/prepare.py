@@ -15,6 +15,7 @@ import polars as pl
 
 from hisam_jax.data import splits
 from hisam_jax.data.dataset import COLD_ITEM_EVENTS, COLD_USER_EVENTS, write_manifest
+from hisam_jax.data.disk import native_disk_errors
 from hisam_jax.data.features import write_features
 from hisam_jax.data.preparation import Events, drop_duplicates, k_core, renumber, time_order
 from hisam_jax.data.readers import read
@@ -62,7 +63,7 @@ def prepare(
     """Reads, validates, filters, orders, splits and encodes a source; leaves a whole folder `out`, or none.
 
     Args:
-        source, raw, images, reader_options: what to read, see `hisam_jax.data.readers.read`.
+        source, raw, images, reader_options: what to read, see `hisam_jax.data.readers.read`; the shop gets `seed` too.
         protocol: one of `splits.PROTOCOLS`.
         text_encoder, image_encoder: names for `make_encoder`; `none` leaves the modality out.
         min_user, min_item: events that every user and item has in the end (k-core, to a fixed point).
@@ -80,13 +81,14 @@ def prepare(
     arguments = {name: _plain(value) for name, value in sorted(locals().items())}
     _check_arguments(arguments)
     started = time.monotonic()
-    data = read(source, raw, images, **dict(reader_options or {}))
+    options = {**({"seed": seed} if source == "shop" else {}), **(reader_options or {})}
+    data = read(source, raw, images, **options)
     if protocol == "chronological" and not data.has_timestamps:
         raise UserError(
             "the source has no timestamps to cut at", path=data.interactions_path, field="protocol",
             expected="leave_one_out or per_user_time",
         )  # fmt: skip
-    with atomic_directory(out) as folder:
+    with atomic_directory(out) as folder, native_disk_errors():
         prepared = _prepare_events(data, folder / "scratch", protocol, min_user, min_item, seed, max_rejected)
         items, rejected = _item_table(data, prepared)
         items, thumbnails, broken = _with_pictures(items)
