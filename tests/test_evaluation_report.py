@@ -1,0 +1,201 @@
+"""The report: valid HTML, nothing from outside, pictures inside, nothing of the catalogue's text taken for markup."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from fixtures import tiny_dataset
+from report_fixtures import make_run
+
+from hisam_jax.data.dataset import MANIFEST, Dataset, write_manifest
+from hisam_jax.errors import UserError
+from hisam_jax.evaluation import plots, report_training
+from hisam_jax.evaluation.report import percent, report
+
+VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use"}
+NASTY = '<script>alert("x")</script> & "Tom\'s" \u2013 \u00e9\u4e16'
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and text; fails where tags do not nest."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.ids, self.sources, self.words = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.sources += [given[name] for name in ("src", "href") if name in given]
+        if tag not in VOID or tag in ("path", "use") and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if self.open and self.open[-1] == tag and tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, (tag, self.open[-3:], self.getpos())
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def change_items(dataset: Dataset, **columns: pl.Series) -> Dataset:
+    """Replaces columns of items.parquet and signs the manifest again."""
+    dataset.items.with_columns(**columns).write_parquet(dataset.path / "items.parquet")
+    manifest = {name: value for name, value in dataset.manifest.items() if name != "files"}
+    write_manifest(dataset.path, manifest)
+    return Dataset.load(dataset.path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def text(run) -> str:
+    return report(run).read_text(encoding="utf-8")
+
+
+def test_it_parses_and_has_its_sections(text):
+    page = Page(text)
+    assert {"data", "tokenizer", "training", "results", "samples", "record"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "script" not in page.tags and page.tags.count("svg") >= 8
+    words = " ".join(page.words)
+    for expected in ("shared/0", "text/0", "ItemKNN", "Popularity", "retrieval", "Recall@10", "fixture-0"):
+        assert expected in words
+
+
+def test_nothing_comes_from_outside(text):
+    assert not re.search(r"(?:https?:)?//\w", re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", text))
+    assert "@import" not in text and "url(http" not in text
+    assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in Page(text).sources)
+
+
+def test_pictures_are_inside_and_missing_ones_get_a_tile(run, text):
+    dataset = Dataset.load(json.loads((run / "run.json").read_text())["dataset"])
+    sample = json.loads((run / "samples.json").read_text())[0]
+    shown = [*sample["history"][-12:], sample["target"], *(row["item"] for row in sample["recommendations"])]
+    assert any(dataset.thumbnail(item) is None for item in range(dataset.num_items))
+    for item in shown:
+        jpeg = dataset.thumbnail(item)
+        if jpeg is not None:
+            assert base64.b64encode(jpeg).decode() in text
+    assert 'class="blank tint-' in text
+    links = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert links <= set(Page(text).ids)
+
+
+def test_figures_are_those_of_the_evaluation(run, text):
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for table in (evaluation["retrieval"], evaluation["baselines"]["item_knn"]["retrieval"]):
+        assert f"{table['ndcg@5']['value']:.4f}" in text
+        assert "{:.4f} \u2013 {:.4f}".format(*table["recall@10/unmasked"]["ci95"]) in text
+    sample = next(s for s in json.loads((run / "samples.json").read_text()) if s["recommendations"][3]["hit"])
+    assert "found at rank 4" in text and sample["user"] in text
+
+
+def test_titles_are_text_not_markup(tmp_path):
+    dataset = tiny_dataset(tmp_path / "dataset", users=30)
+    titles = pl.Series([NASTY if i % 3 else "" for i in range(dataset.num_items)])
+    text = report(make_run(tmp_path, change_items(dataset, title=titles))).read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags and "<script" not in text
+    assert any(NASTY in word for word in page.words)
+    assert any(word.strip() == "i3" for word in page.words)  # no title: its id
+
+
+def test_it_follows_the_reader_into_the_dark(text):
+    assert "prefers-color-scheme: dark" in text
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        painted = re.findall(r"(?:fill|stroke): ?(#[0-9a-f]{6})", svg)
+        assert not painted, painted  # every colour is a variable of the page
+
+
+def test_the_same_run_gives_the_same_page(run, text):
+    assert report(run).read_text(encoding="utf-8") == text
+
+
+def test_a_run_not_yet_evaluated_says_so(tmp_path):
+    run = make_run(tmp_path, evaluated=False)
+    (run / "metrics.jsonl").write_text('{"step": 25, "loss": 3.0}\n{"step": 50, "lo')
+    (tmp_path / "ids" / "diagnostics.json").unlink()
+    page = Page(report(run).read_text(encoding="utf-8"))
+    words = " ".join(page.words)
+    assert "Not evaluated yet" in words and "No samples yet" in words and "No diagnostics" in words
+    (run / "metrics.jsonl").unlink()
+    assert "No step was logged yet" in report(run).read_text(encoding="utf-8")
+
+
+def test_a_dataset_without_pictures_ratings_or_features(tmp_path):
+    dataset = tiny_dataset(tmp_path / "dataset", users=30, ratings=False, thumbnails=False, features={"text": 8})
+    page = Page(report(make_run(tmp_path, dataset)).read_text(encoding="utf-8"))
+    assert "img" not in page.tags and "Item mean" not in " ".join(page.words)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda run, _: (run / "run.json").unlink(), "no run here"),
+        (lambda run, _: (run / "evaluation.json").write_text("{"), "not JSON"),
+        (lambda run, _: (run / "run.json").write_text("{}"), "dataset"),
+        (lambda run, dataset: (dataset / MANIFEST).unlink(), "no manifest"),
+        (lambda run, _: (run.parent / "ids" / "codes.npy").unlink(), "missing"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_and_no_page_is_left(tmp_path, spoil, word):
+    run = make_run(tmp_path)
+    spoil(run, tmp_path / "dataset")
+    with pytest.raises(UserError, match=word):
+        report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_dataset_prepared_anew_is_noticed(tmp_path):
+    run = make_run(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"split_checksum": "another"}))
+    with pytest.raises(UserError, match="changed since training"):
+        report(run)
+
+
+def test_curves_skip_what_was_not_finite():
+    rows = [{"step": s, "loss": 1.0, "loss/ranking": None if s == 2 else 0.5} for s in (1, 2, 3)]
+    assert report_training._curve(rows, "loss/ranking") == ([1, 3], [0.5, 0.5])
+    assert report_training._curve(rows, "loss/absent") is None
+
+
+@pytest.mark.parametrize("values", [[1], [1, 2, 3], [5, 400, 12_000], []])
+def test_charts_of_little_and_of_much(values):
+    for svg in (
+        plots.histogram("h", np.array(values, int), "x", "y"),
+        plots.rank_size("r", np.array(values, int), "x", "y"),
+        plots.usage("u", np.array(values, int), 0),
+    ):
+        assert svg.startswith("<svg") and "http" not in svg
+
+
+def test_percent_never_rounds_to_none_or_all():
+    assert [percent(share) for share in (0, 1, 0.1234, 1e-6, 1 - 1e-6)] == [
+        "0\u2009%",
+        "100\u2009%",
+        "12.3\u2009%",
+        "< 0.1\u2009%",
+        "> 99.9\u2009%",
+    ]
