@@ -18,9 +18,9 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 .PHONY: demo test lint bench venv clean
 
 demo: venv
-	$(BIN)/hisam prepare --source shop --out $(DEMO)/shop
-	$(BIN)/hisam tokenize --dataset $(DEMO)/shop --config configs/tokenizer/dst.py --out $(DEMO)/ids
-	$(BIN)/hisam train --dataset $(DEMO)/shop --ids $(DEMO)/ids --config configs/shop.py --workdir $(DEMO)/run
+	$(BIN)/hisam prepare --source shop --out $(DEMO)/dataset
+	$(BIN)/hisam tokenize --dataset $(DEMO)/dataset --config configs/tokenizer/dst.py --out $(DEMO)/ids
+	$(BIN)/hisam train --dataset $(DEMO)/dataset --ids $(DEMO)/ids --config configs/shop.py --workdir $(DEMO)/run
 	$(BIN)/hisam evaluate --workdir $(DEMO)/run
 	$(BIN)/hisam recommend --workdir $(DEMO)/run --user u0 -k 5
 	$(BIN)/hisam report --workdir $(DEMO)/run
@@ -39,7 +39,8 @@ venv: $(INSTALLED)
 
 # Colab and minimal Debian have no ensurepip; the interpreter's own pip can fill a bare environment.
 $(INSTALLED): pyproject.toml requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit("hisam: error: Python %d.%d is too old; expected 3.11 or newer, as in PYTHON=python3.12 make" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("hisam: error: Python %d.%d is too old; expected 3.11 or newer, as in PYTHON=python3.12 make" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	echo "installing into $(VENV) with Python $(VERSION); about a minute" >&2
 	if [ ! -e $(VENV)/made-$(VERSION) ]; then
 	  rm -rf $(VENV)
 	  if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then
