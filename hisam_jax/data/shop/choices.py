@@ -52,6 +52,13 @@ class Choices:
         self.following_LL = following(config.seed)
         self.popular_L = np.exp(catalogue.leaf_log_popularity_L)
         self.popular_L /= self.popular_L.sum()
+        members_LM = catalogue.members_LM
+        inside_LM = np.arange(members_LM.shape[1]) < catalogue.leaf_size_L[:, None]
+        self.popular_LM = np.exp(catalogue.log_popularity_I[members_LM]) * inside_LM
+        self.release_LM = catalogue.release_day_I[members_LM]
+        self.style_LM = catalogue.style_I[members_LM].astype(np.intp)
+        look_I = catalogue.colour_I * words.NUM_PATTERNS + catalogue.pattern_I
+        self.look_LM = look_I[members_LM].astype(np.intp)
         self.taste_BD = draws.taste_BD.copy()
         self.had_BL = np.zeros((B, words.NUM_LEAVES), np.int32)
         self.item_BN = np.zeros((B, N), np.int32)
@@ -76,14 +83,14 @@ class Choices:
         logits_RL = self._leaf_taste(rows, *tastes[:2])
         share_RL = self._leaf_share(rows, step, gap_R, logits_RL)
         leaf_R, p_leaf_R = _draw_index(share_RL, self.draws.choice_BN2[rows, step, 0])
-        match_RM, weight_RM = self._items(rows, step, leaf_R, tastes[2:])
+        weight_RM = self._items(rows, step, leaf_R, tastes[2:])
         place_R, p_item_R = _draw_index(weight_RM, self.draws.choice_BN2[rows, step, 1])
         item_R = self.catalogue.members_LM[leaf_R, place_R]
         self.item_BN[rows, step], self.place_BN[rows, step], self.leaf_BN[rows, step] = item_R, place_R, leaf_R
         self.had_BL[rows, leaf_R] += 1
         self.nll_BN[rows, step] = -np.log(p_leaf_R * p_item_R)
-        at = np.arange(len(rows))
-        self.rating_BN[rows, step] = self._rate(rows, step, item_R, logits_RL[at, leaf_R], match_RM[at, place_R])
+        liked_R = logits_RL[np.arange(len(rows)), leaf_R]
+        self.rating_BN[rows, step] = self._rate(rows, step, item_R, liked_R, self._match(item_R, tastes[2:]))
         self._rank_last(rows, step, share_RL, tastes[2:], p_leaf_R * p_item_R)
         return share_RL, tastes[2:]
 
@@ -91,7 +98,7 @@ class Choices:
         """P(item) [R, L, M] of event `step`, from what was known before it; zero in the padding."""
         R, L = share_RL.shape
         leaf, per_leaf = np.tile(np.arange(L), R), [np.repeat(taste, L, axis=0) for taste in tastes]
-        weight_XM = self._items(np.repeat(rows, L), step, leaf, per_leaf)[1]
+        weight_XM = self._items(np.repeat(rows, L), step, leaf, per_leaf)
         inside_XM = weight_XM / np.maximum(weight_XM.sum(1, keepdims=True), 1e-300)
         return inside_XM.reshape(R, L, -1) * (share_RL / share_RL.sum(1, keepdims=True))[:, :, None]
 
@@ -127,25 +134,29 @@ class Choices:
             share_RL += sequence_R1 * SECOND * self.following_LL[self.leaf_BN[rows, max(0, step - 2)]]
         return share_RL * (self.catalogue.on_sale_DL[self._day(rows, step)] > self.had_BL[rows])
 
-    def _items(self, rows, step: int, leaf_R: np.ndarray, tastes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Taste match and unnormalised P(item | leaf) [R, M] of the leaf's members; zero for what cannot be had."""
-        c = self.catalogue
-        item_RM = c.members_LM[leaf_R]
-        match_RM = np.zeros(item_RM.shape)
-        for taste_RV, value_I in zip(tastes, (c.style_I, c.colour_I, c.pattern_I), strict=True):
-            match_RM += np.take_along_axis(taste_RV, value_I[item_RM], axis=1)
-        logits_RM = match_RM + c.log_popularity_I[item_RM]
+    def _items(self, rows, step: int, leaf_R: np.ndarray, tastes: list[np.ndarray]) -> np.ndarray:
+        """Unnormalised P(item | leaf) [R, M] of the leaf's members; zero for what cannot be had and for padding.
+
+        Exponentials are taken of the few values of style and look, not of each member: leaves may be huge.
+        """
+        c, (style_RS, colour_RC, pattern_RP) = self.catalogue, map(np.exp, tastes)
         if step > 0:
-            last_R1 = self.item_BN[rows, step - 1][:, None]
-            for value_I in (c.style_I, c.colour_I):
-                logits_RM += ECHO * (value_I[item_RM] == value_I[last_R1])
-        for_sale_RM = c.release_day_I[item_RM] <= self._day(rows, step)[:, None]
-        for_sale_RM &= np.arange(item_RM.shape[1]) < c.leaf_size_L[leaf_R][:, None]
+            last_R, at = self.item_BN[rows, step - 1], np.arange(len(rows))
+            style_RS[at, c.style_I[last_R]] *= np.exp(ECHO)
+            colour_RC[at, c.colour_I[last_R]] *= np.exp(ECHO)
+        look_RV = (colour_RC[:, :, None] * pattern_RP[:, None, :]).reshape(len(rows), -1)
+        weight_RM = np.take_along_axis(style_RS, self.style_LM[leaf_R], axis=1)
+        weight_RM *= np.take_along_axis(look_RV, self.look_LM[leaf_R], axis=1)
+        weight_RM *= self.popular_LM[leaf_R]
+        weight_RM *= self.release_LM[leaf_R] <= self._day(rows, step)[:, None]
         row, earlier = np.nonzero(self.leaf_BN[rows, :step] == leaf_R[:, None])
-        for_sale_RM[row, self.place_BN[rows[row], earlier]] = False
-        logits_RM = np.where(for_sale_RM, logits_RM, -np.inf)
-        top_R1 = np.maximum(logits_RM.max(1, keepdims=True), -1e300)  # finite where nothing can be had
-        return match_RM, np.exp(logits_RM - top_R1)
+        weight_RM[row, self.place_BN[rows[row], earlier]] = 0
+        return weight_RM
+
+    def _match(self, item_R: np.ndarray, tastes: list[np.ndarray]) -> np.ndarray:
+        c, at = self.catalogue, np.arange(len(item_R))
+        values = (c.style_I[item_R], c.colour_I[item_R], c.pattern_I[item_R])
+        return sum(taste_RV[at, value_R] for taste_RV, value_R in zip(tastes, values, strict=True))
 
     def _rate(self, rows, step: int, item_R: np.ndarray, leaf_logit_R: np.ndarray, match_R: np.ndarray) -> np.ndarray:
         """Half stars from 1 to 5: how well leaf and look match the tastes of that day, user, item and noise."""
