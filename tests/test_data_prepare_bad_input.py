@@ -146,7 +146,7 @@ else:
 try:
     prepare("movielens", raw, out, image_encoder="none", cache_dir=cache)
 except UserError as error:
-    sys.exit(f"{error}")
+    sys.exit(f"{type(error.__cause__.__cause__).__name__}\\n{error}")
 """
 
 
@@ -177,13 +177,15 @@ def test_killed_runs_leave_nothing_and_start_again(tmp_path):
 
 @pytest.mark.slow
 def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing(tmp_path):
-    """RLIMIT_FSIZE stands for a quota; each limit stops another writer: staging, features, records."""
-    raw = write_movielens(tmp_path / "raw", movielens_rows(users=400))
-    places = {limit: tmp_path / str(limit) / "d" for limit in (100, 8_000, 20_000, 60_000)}
+    """RLIMIT_FSIZE stands for a quota; the small limit stops Polars in staging, the large one ArrayRecord."""
+    raw = write_movielens(tmp_path / "raw", movielens_rows(users=50))
+    writers = {100: "ComputeError", 60_000: "RuntimeError"}
+    places = {limit: tmp_path / str(limit) / "d" for limit in writers}
     runs = {limit: _start(raw, out, "limit", str(limit)) for limit, out in places.items()}
     for limit, out in places.items():
         _, errors = runs[limit].communicate(timeout=120)
         assert runs[limit].returncode == 1, f"{limit}: {errors}"
+        assert errors.splitlines()[-2] == writers[limit]
         assert f"{out}: the disk is full (File too large)" in errors.splitlines()[-1]
         assert "Traceback" not in errors and [p.name for p in out.parent.iterdir() if p.name != "cache"] == []
 
