@@ -22,7 +22,7 @@ demo: venv
 	$(BIN)/hisam tokenize --dataset $(DEMO)/dataset --config configs/tokenizer/dst.py --out $(DEMO)/ids
 	$(BIN)/hisam train --dataset $(DEMO)/dataset --ids $(DEMO)/ids --config configs/shop.py --workdir $(DEMO)/run
 	$(BIN)/hisam evaluate --workdir $(DEMO)/run
-	$(BIN)/hisam recommend --workdir $(DEMO)/run --user u0 -k 5
+	$(BIN)/hisam recommend --workdir $(DEMO)/run --user u0000000 -k 5
 	$(BIN)/hisam report --workdir $(DEMO)/run
 
 test: venv
