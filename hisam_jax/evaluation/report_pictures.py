@@ -13,6 +13,7 @@ from PIL import Image
 from hisam_jax.data.dataset import Dataset
 
 TINTS = 6  # tile colours that the style sheet defines
+TITLE_RATIO = 0.74
 
 
 class Pictures:
@@ -26,10 +27,12 @@ class Pictures:
 
     @property
     def ratio(self) -> float:
-        """Width over height of the usual picture, 1 where there are none."""
+        """Width over height of the usual picture; that of a title tile where there are none."""
         pictures = [jpeg for item in self._popular[:40] if (jpeg := self._dataset.thumbnail(item))]
         sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in pictures]
-        return float(np.clip(np.median([width / height for width, height in sizes]), 0.5, 1.6)) if sizes else 1.0
+        return (
+            float(np.clip(np.median([width / height for width, height in sizes]), 0.5, 1.6)) if sizes else TITLE_RATIO
+        )
 
     def tile(self, item: int, **extra: Any) -> dict[str, Any]:
         """`{title, id, tint, rank, hit, picture}` with `extra` over them; `picture` is None where the item has none."""
