@@ -29,10 +29,8 @@ class Pictures:
     def ratio(self) -> float:
         """Width over height of the usual picture; that of a title tile where there are none."""
         pictures = [jpeg for item in self._popular[:40] if (jpeg := self._dataset.thumbnail(item))]
-        sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in pictures]
-        return (
-            float(np.clip(np.median([width / height for width, height in sizes]), 0.5, 1.6)) if sizes else TITLE_RATIO
-        )
+        ratios = [width / height for width, height in (Image.open(io.BytesIO(jpeg)).size for jpeg in pictures)]
+        return float(np.clip(np.median(ratios), 0.5, 1.6)) if ratios else TITLE_RATIO
 
     def tile(self, item: int, **extra: Any) -> dict[str, Any]:
         """`{title, id, tint, rank, hit, picture}` with `extra` over them; `picture` is None where the item has none."""
