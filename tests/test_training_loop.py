@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import tiny_dataset
-from training_fixtures import CONFIG, init_fn, loss_fn, pipeline_of, same_group
+from training_fixtures import CONFIG, compile_once, init_fn, loss_fn, pipeline_of, same_group  # noqa: F401
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
@@ -19,6 +19,7 @@ from hisam_jax.training import checkpoints
 from hisam_jax.training.loop import TrainingConfig, train
 from hisam_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 TIMES = ("seconds", "items_per_second")
 
 

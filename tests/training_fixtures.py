@@ -10,12 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import Pipeline, PipelineConfig, make_pipeline
@@ -32,6 +34,24 @@ CONFIG = TrainingConfig(
     monitor="validation/same_group",
     optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=4),
 )
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory) -> Iterator[None]:
+    """Keeps compiled steps on disk: a module trains the same model many times, each with a jit of its own."""
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def pipeline_of(dataset: Dataset, **options: int | None) -> Pipeline:
