@@ -119,7 +119,7 @@ def make_pipeline(
     )
     stack = functools.partial(stack_rows, codes_IL=codes_IL, rows=config.rows)
     batches = packed.batch(config.rows, batch_fn=stack)
-    steps = math.ceil(train_events_U.sum() / (config.rows * config.items_per_row * shard_count))
+    steps = math.ceil(1.05 * train_events_U.sum() / (config.rows * config.items_per_row * shard_count))  # 5 % padding
     return Pipeline(
         grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2),
         config,
