@@ -88,7 +88,7 @@ def prepare(
             "the source has no timestamps to cut at", path=data.interactions_path, field="protocol",
             expected="leave_one_out or per_user_time",
         )  # fmt: skip
-    with atomic_directory(out) as folder, native_disk_errors():
+    with atomic_directory(out, holds="manifest.json") as folder, native_disk_errors():
         prepared = _prepare_events(data, folder / "scratch", protocol, min_user, min_item, seed, max_rejected)
         items, rejected = _item_table(data, prepared)
         items, thumbnails, broken = _with_pictures(items)
