@@ -1,7 +1,7 @@
 """HMAT on the embedded shop: the demo.
 
 Paper: Hi-SAM (arXiv 2602.11799). Hardware: 2 CPU cores. Every head together, actions on.
-Commands: hisam prepare --source shop --out demo/dataset
+Commands: hisam prepare --source shop --protocol per_user_time --out demo/dataset
           hisam tokenize --dataset demo/dataset --config configs/tokenizer/dst.py --out demo/ids
           hisam train --dataset demo/dataset --ids demo/ids --config configs/shop.py --workdir demo/run
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -93,7 +94,7 @@ def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
             out |= _means("validation/generation", ranks)
         return out
 
-    return evaluate
+    return lambda params: {name: value for name, value in evaluate(params).items() if math.isfinite(value)}
 
 
 def _means(prefix: str, ranks: retrieval.Ranks) -> dict[str, float]:

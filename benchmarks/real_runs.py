@@ -1,0 +1,244 @@
+"""HMAT against the flat baseline on real data, the README's commands end to end.
+
+    python -m benchmarks.real_runs --data DIR [--work DIR] [--only NAME ...]
+
+Each run prepares and tokenizes once, then trains HMAT and the flat baseline of the same width, depth and steps side by
+side, one process and one core each, evaluates both on the same targets and writes paired differences. Results of runs
+that are not asked for again are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hisam_jax.evaluation import summary
+from hisam_jax.evaluation.intervals import Bootstrap
+from hisam_jax.evaluation.retrieval import Ranks
+from hisam_jax.files import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+VARIANTS = {"HMAT": [], "flat": ["--config.model.anchors=False"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class RealRun:
+    """One data set under one protocol.
+
+    Attributes:
+        title: for the table.
+        prepare: arguments of `hisam prepare`, `{data}` filled in.
+        config: of `hisam train`.
+        overrides: of that config.
+    """
+
+    title: str
+    prepare: str
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+_SMALL = "--source movielens --raw {data}/ml-latest-small --images {data}/movielens-posters --min-user 5 --min-item 5"
+RUNS = {
+    "ml-latest-small-ranking": RealRun(
+        "MovieLens latest-small, per_user_time, ranking",
+        f"{_SMALL} --protocol per_user_time",
+        "configs/ml_latest_small_ranking.py",
+    ),
+    "ml-latest-small-global-cut": RealRun(
+        "MovieLens latest-small, chronological, ranking",
+        f"{_SMALL} --protocol chronological",
+        "configs/ml_latest_small_ranking.py",
+        ("--config.training.steps=600",),
+    ),
+    "ml-latest-small": RealRun("MovieLens latest-small, leave-one-out", _SMALL, "configs/ml_latest_small.py"),
+    "amazon-beauty-2014": RealRun(
+        "Amazon Beauty 2014, leave-one-out, text only",
+        "--source sequences --raw {data}/amazon-beauty-2014 --image-encoder none",
+        "configs/beauty.py",
+    ),
+    "ml-1m": RealRun(
+        "MovieLens-1M, leave-one-out",
+        "--source sequences --raw {data}/ml-1m --images {data}/movielens-posters",
+        "configs/ml_1m.py",
+    ),
+}
+
+
+def main() -> None:
+    """Runs what was asked for and rewrites the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, as data/README names them")
+    parser.add_argument("--work", type=Path, default=Path("runs/real"), help="scratch folder, reused")
+    parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS), help="which runs")
+    arguments = parser.parse_args()
+    target = RESULTS / "real_runs.json"
+    results = json.loads(target.read_text()) if target.is_file() else {}
+    for name in arguments.only:
+        results[name] = run_one(name, RUNS[name], arguments.data, arguments.work / name)
+        ordered = {key: results[key] for key in RUNS if key in results}
+        atomic_write(target, json.dumps(ordered, indent=1) + "\n")
+        atomic_write(RESULTS / "real_runs.md", markdown(ordered))
+
+
+def run_one(name: str, run: RealRun, data: Path, work: Path) -> dict[str, Any]:
+    """Prepares, tokenizes, trains both variants side by side, evaluates, compares."""
+    work.mkdir(parents=True, exist_ok=True)
+    commands = {
+        "prepare": f"prepare {run.prepare} --out {work}/dataset",
+        "tokenize": f"tokenize --dataset {work}/dataset --config configs/tokenizer/dst.py --out {work}/ids",
+    }
+    for step, command in commands.items():
+        if not (work / ("dataset" if step == "prepare" else "ids")).is_dir():
+            _wait([_start(command.format(data=data), work / f"{step}.log")])
+    shared = f"train --dataset {work}/dataset --ids {work}/ids --config {run.config} {' '.join(run.overrides)}"
+    for verb in (shared, "evaluate"):
+        _wait(
+            [
+                _start(
+                    f"{verb} --workdir {work}/{variant} {' '.join(flags) if verb is shared else ''}",
+                    work / f"{variant}.{verb.split()[0]}.log",
+                    core,
+                )
+                for core, (variant, flags) in enumerate(VARIANTS.items())
+            ]
+        )
+    return {
+        "title": run.title,
+        "command": f"python -m benchmarks.real_runs --data DIR --only {name}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": f"{_processor()}, one core a variant",
+        "versions": {"python": sys.version.split()[0], "jax": jax.__version__},
+        "tokenizer": _tokenizer(work),
+        "variants": {variant: _read_variant(work / variant) for variant in VARIANTS},
+        "difference": _difference(*(work / variant for variant in VARIANTS)),
+    }
+
+
+def _start(command: str, log: Path, core: int | None = None) -> tuple[subprocess.Popen, Path]:
+    pinned = {core % os.cpu_count()} if core is not None else None
+    stream = open(log, "ab")  # noqa: SIM115 - closed by the process's end
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hisam_jax", *shlex.split(command)],
+        stdout=subprocess.DEVNULL,
+        stderr=stream,
+        preexec_fn=(lambda: os.sched_setaffinity(0, pinned)) if pinned else None,
+    )
+    stream.close()
+    return process, log
+
+
+def _wait(started: list[tuple[subprocess.Popen, Path]]) -> None:
+    for process, log in started:
+        if process.wait():
+            raise SystemExit(f"exit code {process.returncode}; see {log}")
+
+
+def _read_variant(folder: Path) -> dict[str, Any]:
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    record = json.loads((folder / "run.json").read_text())
+    kept = ("seed", "split_checksum", "steps", "parameters", "seconds", "items_per_second", "peak_memory_bytes")
+    return {"run": {key: record[key] for key in kept}, "evaluation": evaluation}
+
+
+def _tokenizer(work: Path) -> dict[str, Any]:
+    diagnostics = json.loads((work / "ids" / "diagnostics.json").read_text())
+    return {
+        "utilisation": min(level["utilisation"] for level in diagnostics["levels"]),
+        "collision": diagnostics["collision"]["before"],
+        "seconds": diagnostics["seconds"],
+    }
+
+
+def _difference(ours: Path, theirs: Path) -> dict[str, Any]:
+    one, other = (np.load(folder / "predictions.npz") for folder in (ours, theirs))
+    bootstrap, out = Bootstrap(resamples=1000, seed=0), {}
+    if "ranking_logits" in one:
+        columns = one["label"], one["ranking_logits"], other["ranking_logits"], one["rated_user"]
+        out["ranking"] = summary.ranking_difference(*columns, bootstrap)
+    for head in ("generation", "retrieval"):
+        if f"{head}_masked" in one:
+            ranks = [Ranks(x[f"{head}_masked"], x[f"{head}_unmasked"]) for x in (one, other)]
+            out[head] = summary.retrieval_difference(*ranks, one["user"], bootstrap)
+    return out
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
+
+
+COLUMNS = {
+    "ranking": ("auc", "gauc", "logloss"),
+    "generation": ("recall@10", "ndcg@10", "recall@10/unmasked", "ndcg@10/unmasked"),
+    "retrieval": ("recall@10", "ndcg@10", "recall@10/unmasked", "ndcg@10/unmasked"),
+}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables, one section a run."""
+    parts = ["# HMAT and the flat baseline on real data\n"]
+    parts.append(
+        "Seen items leave the list unless a column says unmasked. Brackets: 95 % bootstrap interval over users. Both "
+        "variants train side by side, one core each, with the same steps, batches, width and depth.\n"
+    )
+    return "\n".join(parts + [_section(result) for result in results.values()])
+
+
+def _section(result: dict[str, Any]) -> str:
+    variants, first = result["variants"], next(iter(result["variants"].values()))
+    evaluation = first["evaluation"]
+    lines = [
+        f"## {result['title']}\n",
+        f"`{result['command']}`, {result['date']}, {result['device']}, Python {result['versions']['python']}, jax "
+        f"{result['versions']['jax']}; seed {evaluation['seed']}, {evaluation['users']} users, split "
+        f"`{evaluation['split_checksum'][:12]}`, ties by {evaluation['tie_break']}. DST: least used level "
+        f"{result['tokenizer']['utilisation']:.0%}, {result['tokenizer']['collision']['share']:.1%} of items share "
+        f"their codes before the digit, {result['tokenizer']['seconds']:.0f} s.\n",
+    ]
+    for head, columns in COLUMNS.items():
+        if head in evaluation:
+            lines += _table(head, columns, result)
+    lines += ["| variant | items/s | training | peak memory | parameters | steps |", "|---|---|---|---|---|---|"]
+    for name, variant in variants.items():
+        run = variant["run"]
+        lines.append(
+            f"| {name} | {run['items_per_second']:,.0f} | {run['seconds'] / 60:.1f} min | "
+            f"{run['peak_memory_bytes'] / 2**30:.2f} GiB | {run['parameters']['total']:,} | {run['steps']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: str, columns: tuple[str, ...], result: dict[str, Any]) -> list[str]:
+    rows = [(name, variant["evaluation"].get(head, {})) for name, variant in result["variants"].items()]
+    rows.append(("HMAT - flat, paired", result["difference"].get(head, {})))
+    kind = "ranking" if head == "ranking" else "retrieval"
+    baselines = next(iter(result["variants"].values()))["evaluation"]["baselines"]
+    rows += [(name, table[kind]) for name, table in baselines.items() if kind in table]
+    lines = [f"| {head} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, values in rows:
+        lines.append(f"| {name} | " + " | ".join(_cell(values.get(column)) for column in columns) + " |")
+    return [*lines, ""]
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    if not value:
+        return ""
+    low, high = value["ci95"]
+    return f"{value['value']:.4f} [{low:.4f}, {high:.4f}]"
+
+
+if __name__ == "__main__":
+    main()
