@@ -69,15 +69,17 @@ def tuple_volumes(views: Views, kind: str, width: float = 1.0, eps: float = 1e-6
     """Volumes [B, B]: entry (i, j) of the tuple (anchor view of i, all other views of j). eps sits under the root."""
     stack_MBD = jnp.stack(list(views.values()))
     anchor_BD, others_OBD = stack_MBD[0], stack_MBD[1:]
+    own_B = kernel(jnp.sum(anchor_BD**2, -1), kind, width)
     cross_BBO = kernel(jnp.einsum("id,ojd->ijo", anchor_BD, others_OBD), kind, width)
     inner_BOO = kernel(jnp.einsum("ojd,pjd->jop", others_OBD, others_OBD), kind, width)
+    if len(others_OBD) == 1:  # the determinant written out: two modalities are the common case
+        return jnp.sqrt(jnp.maximum(own_B[:, None] * inner_BOO[:, 0, 0] - cross_BBO[..., 0] ** 2, 0.0) + eps)
     size = len(anchor_BD)
-    own_BB1 = jnp.broadcast_to(kernel(jnp.sum(anchor_BD**2, -1), kind, width)[:, None, None], (size, size, 1))
-    top = jnp.concatenate([own_BB1, cross_BBO], -1)[..., None, :]
-    below = jnp.concatenate(
-        [cross_BBO[..., None], jnp.broadcast_to(inner_BOO[None], (size, *inner_BOO.shape))], axis=-1
-    )
-    return jnp.sqrt(squared_volume(jnp.concatenate([top, below], axis=-2)) + eps)
+    corner_BB1 = jnp.broadcast_to(own_B[:, None, None], (size, size, 1))
+    top = jnp.concatenate([corner_BB1, cross_BBO], -1)[..., None, :]
+    rest = jnp.broadcast_to(inner_BOO[None], (size, *inner_BOO.shape))
+    gram = jnp.concatenate([top, jnp.concatenate([cross_BBO[..., None], rest], axis=-1)], axis=-2)
+    return jnp.sqrt(squared_volume(gram) + eps)
 
 
 def volume_loss(

@@ -32,9 +32,11 @@ class DSTConfig:
         decay: of the moving averages.
         dead_threshold: a code taken less than this share of the average use is re-seeded.
         init_rows: items for the k-means++ initialisation.
+        settle_iterations: Lloyd iterations over training items at the end, networks frozen; 0 for none.
+        mi_log_variance: bound of q's log-variance.
         mi_steps: likelihood steps of vCLUB's q per batch, on detached samples.
         mi_ramp: share of training over which the weights of mutual information rise from 0.
-        dropout: share of the inputs of every encoder that is dropped while training.
+        dropout: share of the inputs of P that is dropped while training, against learning the training pairs by heart.
     """
 
     shared: tuple = (256, 256)
@@ -53,6 +55,7 @@ class DSTConfig:
     decay: float = 0.99
     dead_threshold: float = 0.03
     init_rows: int = 4096
+    settle_iterations: int = 5
     alignment_weight: float = 1.0
     uniformity_weight: float = 0.0
     reconstruction_weight: float = 1.0
@@ -62,6 +65,7 @@ class DSTConfig:
     mi_weight: float = 0.1
     mi_specific_weight: float = 0.0
     mi_hidden: int = 128
+    mi_log_variance: float = 1.0
     mi_learning_rate: float = 1e-3
     mi_steps: int = 5
     mi_ramp: float = 0.3
@@ -70,6 +74,9 @@ class DSTConfig:
     weight_decay: float = 0.01
     batch_size: int = 512
     steps: int = 2000
+
+    def __hash__(self) -> int:
+        return hash(repr(self))  # a static argument of compiled functions, though `specific` is a mapping
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,12 +99,8 @@ class DSTModel:
     def _networks(self) -> Networks:
         return Networks(self.cfg, self.layout.widths)
 
-    @functools.cached_property
-    def _compiled(self) -> Callable[..., dst.Forward]:
-        return jax.jit(functools.partial(dst.forward, self._networks))
-
     def _forward(self, x: Arrays, present: Arrays) -> dst.Forward:
-        return self._compiled(self.params, self.books, x, present)
+        return _forward(self._networks, self.params, self.books, x, present)
 
     def _over_blocks(self, function: Callable[[Arrays, Arrays], Any], features: FeatureMap, present: PresentMap) -> Any:
         """`function` on standardised blocks, its padding cut off, joined along the first axis."""
@@ -138,20 +134,23 @@ class DSTModel:
             found[m] = (alone_BD, quantization.residual_quantize(alone_BD, self.books[SHARED]).sum_ND)
         return found
 
-    @functools.cached_property
-    def _decode(self) -> Callable[[str, Any], Arrays]:
-        return jax.jit(self._decoded, static_argnums=0)
-
-    def _decoded(self, branch: str, codes_BL: jax.Array) -> Arrays:
-        sums = {name: jnp.zeros((len(codes_BL), self.cfg.width)) for name, _ in self.layout.groups}
+    def _decode(self, branch: str, codes_BL: np.ndarray) -> Arrays:
+        sums = {name: np.zeros((len(codes_BL), self.cfg.width), np.float32) for name, _ in self.layout.groups}
         for index, level in enumerate(self.levels):
-            vectors = self.books[level.modality][int(level.name.rpartition("/")[2])]
+            vectors_KD = self.books[level.modality][int(level.name.rpartition("/")[2])]
             code_B = codes_BL[:, index]
             known_B1 = (code_B < level.size)[:, None]
-            picked_BD = jnp.asarray(vectors)[jnp.minimum(code_B, level.size - 1)]
-            sums[level.modality] += jnp.where(known_B1, picked_BD, 0.0)
-        run = functools.partial(self._networks.apply, {"params": self.params})
-        if branch == "specific_only":
-            return run(sums, method="decode_specific")
-        shared = run(sums[SHARED], method="decode_shared")
-        return shared if branch == "shared_only" else run(sums[SHARED], shared, sums, method="decode")
+            sums[level.modality] += np.where(known_B1, vectors_KD[np.minimum(code_B, level.size - 1)], 0)
+        return _decode(self._networks, branch, self.params, sums)
+
+
+def _decode_branch(networks: Networks, branch: str, params: Any, sums: Arrays) -> Arrays:
+    run = functools.partial(networks.apply, {"params": params})
+    if branch == "specific_only":
+        return run(sums, method="decode_specific")
+    shared = run(sums[SHARED], method="decode_shared")
+    return shared if branch == "shared_only" else run(sums[SHARED], shared, sums, method="decode")
+
+
+_forward = jax.jit(dst.forward, static_argnums=0)
+_decode = jax.jit(_decode_branch, static_argnums=(0, 1))

@@ -22,6 +22,7 @@ from hisam_jax.tokenizer.quantization import Book
 STEPS_PER_CALL = 20
 WATCHES = 10  # times during training that the independent estimate of mutual information is taken
 WATCHED_ROWS = 4096
+SETTLE_ROWS = 65536
 
 
 class State(NamedTuple):
@@ -58,11 +59,11 @@ def fit_dst(
     load = functools.partial(_load, scales, features, present)
     key = jax.random.key(seed)
     state = init_state(cfg, layout, key, *load(rng.permutation(rows)[: cfg.init_rows]))
-    model, run = _freeze(cfg, layout, scales, state), _compiled_steps(cfg, layout)
+    model = _freeze(cfg, layout, scales, state)
     watched = rng.permutation(rows)[:WATCHED_ROWS]
     for start, picks_SB in _chunks(cfg, rows, rng):
         steps_S = jnp.arange(start, start + len(picks_SB))
-        state, metrics = run(state, jax.random.fold_in(key, 1), steps_S, *load(picks_SB))
+        state, metrics = _run_steps(cfg, layout, state, jax.random.fold_in(key, 1), steps_S, *load(picks_SB))
         row = {name: float(np.mean(values)) for name, values in metrics.items()}
         if not all(np.isfinite(value) for value in row.values()):
             bad = ", ".join(name for name, value in row.items() if not np.isfinite(value))
@@ -74,9 +75,32 @@ def fit_dst(
         model.history.append({"step": done, **row})
         if progress:
             progress(done, cfg.steps, row)
-    return _refrozen(model, state)
+    model = _refrozen(model, state)
+    if cfg.settle_iterations:
+        sample = load(rng.permutation(rows)[:SETTLE_ROWS])
+        model.books = jax.tree.map(np.asarray, settle(cfg, layout, model.params, model.books, *sample))
+    return model
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def settle(
+    cfg: DSTConfig, layout: Layout, params: Any, books: Mapping[str, Sequence[jax.Array]], x: Arrays, present: Arrays
+) -> dict[str, list[jax.Array]]:
+    """Books after Lloyd iterations on what the finished networks give, coarse to fine; unused codes move to use.
+
+    Moving averages trail the networks: without this the last steps leave codes that nothing takes any more.
+    """
+    weight, settled = dst.weights_of(present), {name: [] for name, _ in layout.groups}
+    for name, _ in layout.groups:
+        left_ND = dst.forward(Networks(cfg, layout.widths), params, settled, x, present).targets[name]
+        for vectors_KD in books[name]:
+            centres_KD = quantization.lloyd(left_ND, weight[name], vectors_KD, cfg.settle_iterations)
+            left_ND = left_ND - centres_KD[quantization.nearest(left_ND, centres_KD)]
+            settled[name].append(centres_KD)
+    return settled
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def init_state(cfg: DSTConfig, layout: Layout, key: jax.Array, x: Arrays, present: Arrays) -> State:
     """Random networks, and codebooks by k-means++ on the first items' latents."""
     net_key, book_key, club_key = jax.random.split(key, 3)
@@ -87,7 +111,7 @@ def init_state(cfg: DSTConfig, layout: Layout, key: jax.Array, x: Arrays, presen
     for index, (name, sizes) in enumerate(groups.items()):
         target = dst.forward(networks, net, vectors, x, present).targets[name]
         vectors[name] = quantization.residual_kmeans(jax.random.fold_in(book_key, index), target, weight[name], sizes)
-    share = {name: float(weight[name].mean()) for name in groups}
+    share = {name: weight[name].mean() for name in groups}
     books = {
         name: tuple(quantization.make_book(v, cfg.batch_size * share[name]) for v in group)
         for name, group in vectors.items()
@@ -117,7 +141,7 @@ def train_step(
         passed = dst.forward(Networks(cfg, layout.widths), trainable["net"], vectors, x, present, drop_key)
         parts = dst.losses(cfg, passed, x, present, trainable["log_temperature"])
         pairs = dst.information_pairs(cfg, layout)
-        parts |= dst.information(state.club, pairs, passed.sums, dst.weights_of(present))
+        parts |= dst.information(cfg, state.club, pairs, passed.sums, dst.weights_of(present))
         return _weighted(cfg, parts, ramp), (passed, parts)
 
     (loss, (passed, parts)), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
@@ -190,7 +214,7 @@ def _fit_club(
     samples = {name: jax.lax.stop_gradient(dst.unit_variance(q_BD)) for name, q_BD in sums.items()}
 
     def negative(club: dict[str, Any]) -> jax.Array:
-        score = mutual_information.log_likelihood
+        score = functools.partial(mutual_information.log_likelihood, bound=cfg.mi_log_variance)
         return -sum(score(club[f"{a}|{b}"], samples[a], samples[b], weight[a] * weight[b]) for a, b in pairs)
 
     def climb(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], jax.Array]:
@@ -212,17 +236,14 @@ def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
-def _compiled_steps(cfg: DSTConfig, layout: Layout) -> Any:
-    def run(
-        state: State, key: jax.Array, steps_S: jax.Array, x_SBF: Arrays, present_SB: Arrays
-    ) -> tuple[State, Arrays]:
-        def body(carry: State, part: Any) -> tuple[State, Arrays]:
-            step, x, present = part
-            return train_step(cfg, layout, carry, key, step, x, present)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_steps(
+    cfg: DSTConfig, layout: Layout, state: State, key: jax.Array, steps_S: jax.Array, x_SBF: Arrays, present_SB: Arrays
+) -> tuple[State, Arrays]:
+    def body(carry: State, part: Any) -> tuple[State, Arrays]:
+        return train_step(cfg, layout, carry, key, *part)
 
-        return jax.lax.scan(body, state, (steps_S, x_SBF, present_SB))
-
-    return jax.jit(run)
+    return jax.lax.scan(body, state, (steps_S, x_SBF, present_SB))
 
 
 def _chunks(cfg: DSTConfig, rows: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:

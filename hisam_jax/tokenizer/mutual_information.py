@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Params = dict[str, jax.Array]
-LOG_VARIANCE_BOUND = 3.0
 
 
 def init_conditional(key: jax.Array, width_x: int, width_y: int, hidden: int) -> Params:
@@ -25,27 +24,29 @@ def init_conditional(key: jax.Array, width_x: int, width_y: int, hidden: int) ->
     return params
 
 
-def conditional(params: Params, x_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and log-variance [B, E] of q(y | x)."""
+def conditional(params: Params, x_BD: jax.Array, bound: float) -> tuple[jax.Array, jax.Array]:
+    """Mean and log-variance [B, E] of q(y | x), the latter within +-bound."""
     hidden_BH = jax.nn.relu(x_BD @ params["input_w"] + params["input_b"])
     log_variance_BE = jnp.tanh(hidden_BH @ params["log_variance_w"] + params["log_variance_b"])
-    return hidden_BH @ params["mean_w"] + params["mean_b"], LOG_VARIANCE_BOUND * log_variance_BE
+    return hidden_BH @ params["mean_w"] + params["mean_b"], bound * log_variance_BE
 
 
-def log_likelihood(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array) -> jax.Array:
+def log_likelihood(
+    params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array, bound: float = 1.0
+) -> jax.Array:
     """Mean log q(y | x) in nats, without its constant, over rows of weight 1."""
-    mean_BE, log_variance_BE = conditional(params, x_BD)
+    mean_BE, log_variance_BE = conditional(params, x_BD, bound)
     row_B = -0.5 * jnp.sum((y_BE - mean_BE) ** 2 * jnp.exp(-log_variance_BE) + log_variance_BE, -1)
     return jnp.sum(row_B * weight_B) / jnp.maximum(jnp.sum(weight_B), 1)
 
 
-def vclub(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array) -> jax.Array:
+def vclub(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array, bound: float = 1.0) -> jax.Array:
     """The bound E_p(x,y)[log q(y|x)] - E_p(x)p(y)[log q(y|x)] in nats; 0 with fewer than two rows; may be negative.
 
     The second expectation runs over all pairs of the batch, by moments: mean_j (y_j - mu)^2 = (ybar - mu)^2 + var y.
     """
     count = jnp.maximum(jnp.sum(weight_B), 1)
-    mean_BE, log_variance_BE = conditional(params, x_BD)
+    mean_BE, log_variance_BE = conditional(params, x_BD, bound)
     average_E = weight_B @ y_BE / count
     variance_E = weight_B @ (y_BE - average_E) ** 2 / count
     own_BE = (y_BE - mean_BE) ** 2

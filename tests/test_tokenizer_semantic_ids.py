@@ -1,0 +1,115 @@
+"""The table of IDs: a round trip through disk, and clear words for what is altered, torn or of another catalogue."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from hisam_jax.errors import UserError
+from hisam_jax.tokenizer.base import Level
+from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
+from hisam_jax.tokenizer.trie import build_trie
+
+LEVELS = (Level("shared/0", "shared", 5), Level("text/0", "text", 3))
+
+
+def table(digit: bool = True, items: int = 6) -> SemanticIDTable:
+    rng = np.random.default_rng(0)
+    codes = np.stack([rng.integers(0, level.size + 1, items) for level in LEVELS], 1).astype(np.int32)
+    digits = np.arange(items, dtype=np.int32) if digit else None
+    return SemanticIDTable(
+        LEVELS, codes, digits, 12 if digit else 0, [f"item {i}" for i in range(items)], {"name": "dst"}, "digit"
+    )
+
+
+@pytest.mark.parametrize("digit", [True, False])
+def test_round_trip(tmp_path, digit):
+    ours = table(digit)
+    ours.save(tmp_path / "ids")
+    theirs = SemanticIDTable.load(tmp_path / "ids", ours.item_ids)
+    assert np.array_equal(theirs.full_codes(), ours.full_codes()) and theirs.full_codes().dtype == np.int32
+    assert theirs.vocab_sizes == ours.vocab_sizes == ((6, 4, 12) if digit else (6, 4))
+    assert (theirs.levels, theirs.item_ids, theirs.checksum) == (ours.levels, ours.item_ids, ours.checksum)
+    assert (theirs.tokenizer, theirs.policy, theirs.digit_size) == (ours.tokenizer, ours.policy, ours.digit_size)
+    trie = build_trie(theirs.full_codes(), theirs.vocab_sizes)
+    assert len(trie.item_order) == 6
+
+
+def test_checksum_changes_with_every_part():
+    from dataclasses import replace
+
+    ours = table()
+    moved = ours.codes_IL.copy()
+    moved[0, 0] = (moved[0, 0] + 1) % 5
+    others = [
+        replace(ours, checksum="", codes_IL=moved),
+        replace(ours, checksum="", item_ids=["other", *ours.item_ids[1:]]),
+        replace(ours, checksum="", tokenizer={"name": "random"}),
+        replace(ours, checksum="", digit_size=13),
+        replace(ours, checksum="", policy="none"),
+        table(digit=False),
+    ]
+    assert len({ours.checksum, *(other.checksum for other in others)}) == 7
+
+
+def test_another_catalogue_is_told_with_counts_and_names(tmp_path):
+    ours = table()
+    ours.save(tmp_path / "ids")
+    with pytest.raises(UserError) as error:
+        SemanticIDTable.load(tmp_path / "ids", [*ours.item_ids[:4], "new a", "new b", "new c", "new d"])
+    for words in ("lacks 4 (new a, new b, new c, ...)", "has besides 2 (item 4, item 5)", "8 items"):
+        assert words in str(error.value)
+    with pytest.raises(UserError, match="another order, from row 1"):
+        SemanticIDTable.load(tmp_path / "ids", [ours.item_ids[0], *ours.item_ids[:0:-1]])
+
+
+@pytest.mark.parametrize("name", ["codes.npy", "digit.npy", "items.parquet"])
+def test_an_altered_or_missing_file_is_named(tmp_path, name):
+    table().save(tmp_path / "ids")
+    file = tmp_path / "ids" / name
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=f"{name}.*altered"):
+        SemanticIDTable.load(tmp_path / "ids")
+    file.unlink()
+    with pytest.raises(UserError, match=f"{name}.*missing"):
+        SemanticIDTable.load(tmp_path / "ids")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"format_version": 99}, "version 99"),
+        ({"policy": "none"}, "altered"),
+        ({"levels": [{"name": "shared/0", "modality": "shared", "size": 5}]}, "not a table"),
+        ({"files": {}}, "not a table"),
+    ],
+)
+def test_an_altered_manifest_is_told(tmp_path, change, words):
+    table().save(tmp_path / "ids")
+    file = tmp_path / "ids" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=words):
+        SemanticIDTable.load(tmp_path / "ids")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_half_a_manifest_is_told(tmp_path, content):
+    table().save(tmp_path / "ids")
+    (tmp_path / "ids" / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="manifest"):
+        SemanticIDTable.load(tmp_path / "ids")
+
+
+def test_a_folder_without_a_table_is_told(tmp_path):
+    with pytest.raises(UserError, match="no table"):
+        SemanticIDTable.load(tmp_path)
+
+
+@pytest.mark.parametrize("codes", [[[0, 4]], [[-1, 0]]])
+def test_codes_outside_their_level_are_our_fault(codes):
+    with pytest.raises(ValueError, match="outside"):
+        SemanticIDTable(LEVELS, np.array(codes, np.int32), None, 0, ["a"], {}, "none")
