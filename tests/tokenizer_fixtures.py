@@ -1,4 +1,4 @@
-"""Features with planted factors: a category in both views, a style that only the text tells, a colour only the image."""
+"""Planted features: a category in both views, a style that only the text tells, a colour that only the image does."""
 
 from __future__ import annotations
 

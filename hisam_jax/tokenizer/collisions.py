@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from hisam_jax.errors import UserError
 
 Policy = Literal["digit", "next_nearest", "sinkhorn", "none"]
 POLICIES = get_args(Policy)
+SPAN = 65536  # items whose costs exist at a time
 Costs = Callable[[int, np.ndarray], np.ndarray]  # (level, item rows [n]) -> cost of each code of the level, [n, K]
 
 
@@ -113,45 +114,57 @@ def _move(
     codes_IL = codes_IL.copy()
     has_IL = codes_IL < np.asarray(sizes)
     last_I = np.where(has_IL.any(1), len(sizes) - 1 - has_IL[:, ::-1].argmax(1), -1)
-    for level in range(len(sizes)):
+    for level in np.unique(last_I[last_I >= 0]):
         key_I = keys_of(codes_IL)
         crowded_I = np.bincount(key_I)[key_I] > 1 if balance else count_equals(codes_IL, order_I) > 0
         rows = order_I[(crowded_I & (last_I == level))[order_I]]
-        if not len(rows):
-            continue
         group_I = keys_of(np.delete(codes_IL, level, axis=1))
         rows = rows[np.argsort(group_I[rows], kind="stable")]
-        cost_NK = costs(level, rows)
-        _settle(codes_IL, group_I, rows, level, -sinkhorn(cost_NK, group_I[rows]) if balance else cost_NK)
+        stays_I = np.ones(len(codes_IL), bool)
+        stays_I[rows] = False
+        for start, stop in _spans(group_I[rows]):
+            part = rows[start:stop]
+            cost_NK = costs(int(level), part)
+            if balance:
+                cost_NK = -sinkhorn(cost_NK, group_I[part])
+            held = stays_I & (group_I >= group_I[part[0]]) & (group_I <= group_I[part[-1]])
+            codes_IL[part, level] = _settle(
+                group_I[part], codes_IL[part, level], cost_NK, group_I[held], codes_IL[held, level]
+            )
     return codes_IL
 
 
-def _settle(codes_IL: np.ndarray, group_I: np.ndarray, rows: np.ndarray, level: int, cost_NK: np.ndarray) -> None:
-    """Gives each of `rows` its cheapest free code, in rounds: all propose, the first of equal proposals wins.
+def _settle(
+    group_N: np.ndarray, code_N: np.ndarray, cost_NK: np.ndarray, held_group_H: np.ndarray, held_code_H: np.ndarray
+) -> np.ndarray:
+    """New codes [N]: each row its cheapest free code, in rounds: all propose, the first of equal proposals wins.
 
-    `group_I` is equal for items whose other codes are equal. An item that has tried every code shares its cheapest.
+    A group's codes are free but for those that `held_*` lists. Where they run out, the last rows keep their code.
     """
-    prefer_NK = np.argsort(cost_NK, axis=1, kind="stable")
-    size = cost_NK.shape[1]
-    settled_I = np.ones(len(codes_IL), bool)
-    settled_I[rows] = False
-    taken = np.unique(group_I[settled_I] * (size + 1) + codes_IL[settled_I, level])
-    waiting = np.arange(len(rows))
-    for turn in range(size):
-        wish = group_I[rows[waiting]] * (size + 1) + prefer_NK[waiting, turn]
-        winner = np.zeros(len(waiting), bool)
-        winner[np.unique(wish, return_index=True)[1]] = True
-        winner &= ~_among(wish, taken)
-        codes_IL[rows[waiting[winner]], level] = prefer_NK[waiting[winner], turn]
-        taken = np.union1d(taken, wish[winner])
-        waiting = waiting[~winner]
-        if not len(waiting):
-            return
-    codes_IL[rows[waiting], level] = prefer_NK[waiting, 0]
+    code_N, size = code_N.copy(), cost_NK.shape[1]
+    groups, group_N = np.unique(group_N, return_inverse=True)
+    place_H = np.minimum(np.searchsorted(groups, held_group_H), len(groups) - 1)
+    ours_H = (groups[place_H] == held_group_H) & (held_code_H < size)
+    taken_GK = np.zeros((len(groups), size), bool)
+    taken_GK[place_H[ours_H], held_code_H[ours_H]] = True
+    waiting = np.flatnonzero(rank_within(group_N) < (size - taken_GK.sum(1))[group_N])
+    first_C = np.empty(len(groups) * size, np.int64)
+    while len(waiting):
+        wish = np.where(taken_GK[group_N[waiting]], np.inf, cost_NK[waiting]).argmin(1)
+        place = group_N[waiting] * size + wish
+        first_C[place[::-1]] = waiting[::-1]
+        won = first_C[place] == waiting
+        code_N[waiting[won]] = wish[won]
+        taken_GK[group_N[waiting[won]], wish[won]] = True
+        waiting = waiting[~won]
+    return code_N
 
 
-def _among(values: np.ndarray, sorted_values: np.ndarray) -> np.ndarray:
-    if not len(sorted_values):
-        return np.zeros(len(values), bool)
-    at = np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)
-    return sorted_values[at] == values
+def _spans(sorted_N: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(start, stop) of parts of about SPAN rows that never cut a run of equal values."""
+    start = 0
+    while start < len(sorted_N):
+        last = sorted_N[min(start + SPAN, len(sorted_N)) - 1]
+        stop = int(np.searchsorted(sorted_N, last, side="right"))
+        yield start, stop
+        start = stop
