@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "strict": False,
                 "actions": False,
                 "ranking": 0.0,
-                "generation": 0.2,
+                "generation": 0.1,
                 "retrieval": 1.0,
             },
             "data": {"items_per_row": 64, "rows": 16, "window": 50, "workers": 0},
