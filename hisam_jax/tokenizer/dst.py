@@ -48,7 +48,7 @@ class Networks(nn.Module):
         self.P = {m: MLP(cfg.hidden, cfg.width, cfg.dropout) for m, _ in self.widths}
         self.D = {m: MLP(cfg.hidden, width) for m, width in self.widths}
         if cfg.residual == "feature":
-            self.F = {m: MLP(cfg.hidden, cfg.width) for m, _ in self.widths}
+            self.F = {m: MLP(cfg.hidden, cfg.width, cfg.specific_dropout) for m, _ in self.widths}
             self.G = {m: MLP(cfg.hidden, width) for m, width in self.widths}
 
     def views(self, x: Arrays, deterministic: bool = True) -> Arrays:
@@ -59,12 +59,14 @@ class Networks(nn.Module):
         """What the shared codes alone tell of the standardised features."""
         return {m: self.D[m](q_BD) for m, _ in self.widths}
 
-    def residuals(self, x: Arrays, views: Arrays, q_BD: jax.Array, shared: Arrays) -> Arrays:
+    def residuals(
+        self, x: Arrays, views: Arrays, q_BD: jax.Array, shared: Arrays, deterministic: bool = True
+    ) -> Arrays:
         """r_m [B, d]: unit rows for `feature` (so that commitment has one scale), z_m - q_s for `latent`."""
         stop = jax.lax.stop_gradient if self.cfg.residual_stop_gradient else lambda value: value
         if self.cfg.residual == "latent":
             return {m: views[m] - stop(q_BD) for m, _ in self.widths}
-        return {m: alignment.normalise(self.F[m](x[m] - stop(shared[m]))) for m, _ in self.widths}
+        return {m: alignment.normalise(self.F[m](x[m] - stop(shared[m]), deterministic)) for m, _ in self.widths}
 
     def decode(self, q_BD: jax.Array, shared: Arrays, specific: Arrays) -> Arrays:
         """Reconstruction from shared and specific codes."""
@@ -126,7 +128,7 @@ def forward(
     q_BD = quantization.straight_through(h_BD, quantized[SHARED].sum_ND)
     shared = run("decode_shared", q_BD)
     sums = {SHARED: q_BD}
-    for m, r_BD in run("residuals", x, views, q_BD, shared).items():
+    for m, r_BD in run("residuals", x, views, q_BD, shared, deterministic=fixed).items():
         targets[m] = r_BD
         quantized[m] = quantization.residual_quantize(r_BD, books[m])
         has_codes = len(books[m]) > 0

@@ -37,6 +37,7 @@ class DSTConfig:
         mi_steps: likelihood steps of vCLUB's q per batch, on detached samples.
         mi_ramp: share of training over which the weights of mutual information rise from 0.
         dropout: share of the inputs of P that is dropped while training, against learning the training pairs by heart.
+        specific_dropout: the same of F, against codes for single items' noise.
     """
 
     shared: tuple = (256, 256)
@@ -58,7 +59,7 @@ class DSTConfig:
     settle_iterations: int = 5
     alignment_weight: float = 1.0
     uniformity_weight: float = 0.0
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: float = 4.0
     shared_reconstruction_weight: float = 1.0
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
@@ -69,10 +70,11 @@ class DSTConfig:
     mi_learning_rate: float = 1e-3
     mi_steps: int = 5
     mi_ramp: float = 0.3
-    dropout: float = 0.0
+    dropout: float = 0.3
+    specific_dropout: float = 0.3
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    batch_size: int = 512
+    batch_size: int = 256
     steps: int = 2000
 
     def __hash__(self) -> int:
