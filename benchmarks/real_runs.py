@@ -60,7 +60,7 @@ RUNS = {
         "MovieLens latest-small, chronological, ranking",
         f"{_SMALL} --protocol chronological",
         "configs/ml_latest_small_ranking.py",
-        ("--config.training.steps=400",),
+        ("--config.training.steps=350",),
     ),
     "ml-latest-small": RealRun("MovieLens latest-small, leave-one-out", _SMALL, "configs/ml_latest_small.py"),
     "amazon-beauty-2014": RealRun(

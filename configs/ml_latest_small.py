@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "data": {"items_per_row": 128, "rows": 8, "window": 128, "workers": 0},
             "training": {
-                "steps": 700,
+                "steps": 600,
                 "optimizer": {"learning_rate": 2e-3, "warmup_steps": 60, "weight_decay": 0.1},
                 "log_every": 30,
                 "save_every": 150,
