@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -192,6 +194,23 @@ def test_a_time_limit_ends_the_run_evaluated_and_saved(dataset, tmp_path):
     assert "validation/same_group" in lines(tmp_path)[-1]
     assert int(run(dataset, tmp_path, config).step) == step
     assert int(run(dataset, tmp_path, dataclasses.replace(config, max_minutes=0.03)).step) >= step
+
+
+def test_an_evaluation_at_a_step_that_was_saved_before_is_remembered(dataset, tmp_path):
+    config = dataclasses.replace(CONFIG, evaluate_every=0)
+
+    def terminate(step: int, values: dict) -> None:
+        if step == 23:  # called while step 24, the last one, is on its way
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path, config, on_step=terminate)
+    assert checkpoints.describe(tmp_path / "checkpoints", 24).memory["best_step"] is None
+    calls = []
+    for _ in range(2):
+        run(dataset, tmp_path, config, evaluators=[lambda params: calls.append(1) or same_group(params)])
+    memory = checkpoints.describe(tmp_path / "checkpoints", 24).memory
+    assert len(calls) == 1 and memory["best_step"] == memory["evaluated_step"] == 24
 
 
 def test_data_that_ends_ends_the_run(dataset, tmp_path):

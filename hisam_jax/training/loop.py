@@ -78,6 +78,7 @@ def train(
     *,
     evaluators: Sequence[Evaluator] = (),
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_begin: Callable[[], None] | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Trains into `workdir` from its newest checkpoint, or from the start; the same arguments give the same result.
@@ -91,6 +92,7 @@ def train(
         workdir: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
         evaluators: `params -> metrics`; they may not keep the parameters, whose memory the next step takes.
         on_step: called with each step and its metrics, one step late.
+        on_begin: called once before the first step, when the checkpoints in `workdir` are known to be this run's.
         identity: JSON that a checkpoint must share to be continued: model config, data and ID checksums.
 
     Raises:
@@ -111,6 +113,8 @@ def train(
     with _sigterm() as terminated, _closing(pipeline) as iterator:
         run = _Run(config, Path(workdir), train_step, evaluators, on_step, whole_identity, iterator, terminated)
         run.begin(partial(init_state, init_fn, tx, config.seed), batch)
+        if on_begin:
+            on_begin()
         with contextlib.closing(run.log), contextlib.closing(run.bar):
             return run.loop()
 
@@ -223,6 +227,8 @@ class _Run:
         results = self._evaluate() if evaluate else {}
         if results or final or step % self.config.log_every == 0:
             self._write_line(step, results)
+        if evaluate and final:
+            self.saved_step, save = -1, True  # a checkpoint made here before the evaluation does not know of it
         if save or self.memory.best_step == step != self.saved_step or self.memory.stopped:
             self._save()
 

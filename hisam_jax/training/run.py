@@ -50,8 +50,11 @@ def train(
     assembly, folder = assemble(dataset, ids, config), Path(workdir)
     paths = {"dataset": os.fspath(Path(dataset).absolute()), "ids": os.fspath(Path(ids).absolute())}
     _claim(folder, config, assembly)
-    atomic_write(folder / "config.json", json.dumps(_plain(config), indent=2) + "\n")
-    atomic_write(folder / "run.json", json.dumps(paths | _description(assembly), indent=2) + "\n")
+
+    def describe() -> None:
+        atomic_write(folder / "config.json", json.dumps(_plain(config), indent=2) + "\n")
+        atomic_write(folder / "run.json", json.dumps(paths | _description(assembly), indent=2) + "\n")
+
     loss_fn, init_fn = make_objective(assembly.model, assembly.catalog, jnp.asarray(assembly.table.full_codes()))
     start = time.monotonic()
     state = loop.train(
@@ -62,6 +65,7 @@ def train(
         folder,
         evaluators=[make_evaluator(assembly)],
         identity=assembly.identity(),
+        on_begin=describe,
     )
     record = paths | _description(assembly) | _outcome(state, folder, time.monotonic() - start)
     atomic_write(folder / "run.json", json.dumps(record, indent=2) + "\n")
