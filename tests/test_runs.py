@@ -1,5 +1,6 @@
 """A run from end to end on a tiny dataset: what the verbs leave, what they refuse, and that scores are the model's."""
 
+import dataclasses
 import json
 import shutil
 
@@ -16,7 +17,7 @@ from hisam_jax.errors import UserError
 from hisam_jax.evaluation.run import evaluate
 from hisam_jax.evaluation.targets import ranking_targets, retrieval_targets
 from hisam_jax.inference import scoring
-from hisam_jax.inference.recommend import recommend
+from hisam_jax.inference.recommend import _of_user, recommend
 from hisam_jax.inference.run import load_run
 from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.training.run import train
@@ -90,6 +91,20 @@ def test_retrieval_ranks_are_those_of_the_scores(folder):
     assert ranks.masked_T[2] == 1 + (scores[others] >= scores[targets.item_T[2]]).sum()
 
 
+def test_a_target_that_was_seen_before_stays_in_both_heads_lists(folder):
+    run = load_run(folder / "run")
+    targets = retrieval_targets(run.events, "test")
+    repeated = np.array(
+        [row for row in range(len(targets.user_T)) if targets.item_T[row] in targets.seen.rows(np.array([row]))[1]]
+    )
+    assert len(repeated), "the fixture draws items with replacement"
+    targets = targets.take(repeated)
+    ranks = scoring.generation_ranks(run.scorer, run.reader, targets, beams=50)
+    unseen = 50 - np.diff(targets.seen.indptr)
+    assert (ranks.unmasked_T <= 50).all() and (ranks.masked_T <= unseen + 1).all()
+    assert (ranks.masked_T <= ranks.unmasked_T).all() and (ranks.masked_T < unseen).any()
+
+
 def test_ranking_logits_are_those_of_the_whole_history_where_it_fits(folder):
     run = load_run(folder / "run")
     rated = ranking_targets(run.events, "test")
@@ -122,6 +137,17 @@ def test_recommendations_are_new_to_the_user_and_best_first(folder):
     assert not seen & {row["item_id"] for row in rows}
     ids = dataset.items["item_id"].to_list()
     assert len(recommend(folder / "run", history=[ids[3], ids[9]], k=100)) == 48
+
+
+def test_what_was_seen_before_the_window_is_not_recommended(folder):
+    ids = Dataset.load(folder / "dataset").items["item_id"].to_list()
+    window = load_run(folder / "run").scorer.window
+    rows = recommend(folder / "run", history=ids[:30], k=100)
+    assert window < 30 and {row["item_id"] for row in rows} == set(ids[30:])
+    run = load_run(folder / "run")
+    short = dataclasses.replace(run, reader=scoring.HistoryReader(run.assembly.dataset, 2))
+    past, seen = _of_user(short, "u5")
+    assert len(past) == 2 and set(seen) == set(run.assembly.dataset.sequence(5).item)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +189,17 @@ def test_a_workdir_of_another_run_is_not_touched(folder, tmp_path):
     with pytest.raises(UserError, match="another model"):
         train(folder / "dataset", folder / "ids", _config(width=32), tmp_path / "run")
     assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("data.window", 8), ("training.steps", 20)])
+def test_a_run_of_other_data_or_training_settings_is_refused_and_not_touched(folder, tmp_path, field, value):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    before = [(tmp_path / "run" / name).read_text() for name in ("config.json", "run.json", "metrics.jsonl")]
+    config = _config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"{field} was"):
+        train(folder / "dataset", folder / "ids", config, tmp_path / "run")
+    assert before == [(tmp_path / "run" / name).read_text() for name in ("config.json", "run.json", "metrics.jsonl")]
 
 
 def test_ranking_needs_ratings(folder, tmp_path):

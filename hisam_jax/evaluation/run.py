@@ -89,7 +89,8 @@ def _samples(run: Run, targets: RetrievalTargets, shown: int = 12, k: int = 10) 
     users, out = run.assembly.dataset.users["user_id"], []
     for row in chosen:
         history = run.reader.before(targets.user_T[row], targets.position_T[row])
-        items, scores = recommend_items(run, history, k)
+        _, seen = targets.seen.rows(np.array([row]))
+        items, scores = recommend_items(run, history, seen, k)
         target = int(targets.item_T[row])
         found = [
             {"item": int(item), "score": float(score), "hit": int(item) == target}

@@ -12,7 +12,6 @@ import numpy as np
 from hisam_jax.errors import UserError
 from hisam_jax.inference.histories import History
 from hisam_jax.inference.run import Run, load_run
-from hisam_jax.inference.scoring import seen_of
 
 
 def recommend(
@@ -37,8 +36,8 @@ def recommend(
     if k < 1:
         raise UserError(f"value {k}", field="k", expected="1 or more")
     run = load_run(workdir)
-    past = _of_user(run, user) if user is not None else _of_items(run, history)
-    items, scores = recommend_items(run, past, k)
+    past, seen = _of_user(run, user) if user is not None else _of_items(run, history)
+    items, scores = recommend_items(run, past, seen, k)
     table = run.assembly.dataset.items
     return [
         {
@@ -51,9 +50,15 @@ def recommend(
     ]
 
 
-def recommend_items(run: Run, history: History, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """`(item indices, scores)`, best first, seen items left out; ties go to the lower index."""
-    seen = seen_of(history)
+def recommend_items(run: Run, history: History, seen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(item indices, scores)`, best first, the items `seen` left out; ties go to the lower index.
+
+    Args:
+        run: a trained run.
+        history: what the model reads, its window at most.
+        seen: items of the whole past, which may be longer than the window.
+        k: how many.
+    """
     if "retrieval" in run.heads:
         scores = run.scorer.retrieval([history])[0]
     elif "generation" in run.heads:
@@ -68,15 +73,15 @@ def recommend_items(run: Run, history: History, k: int) -> tuple[np.ndarray, np.
     return order, scores[order]
 
 
-def _of_user(run: Run, user: str) -> History:
+def _of_user(run: Run, user: str) -> tuple[History, np.ndarray]:
     ids = run.assembly.dataset.users["user_id"]
     row = ids.index_of(str(user))
     if row is None:
         raise UserError(f"no user {user!r}", path=run.assembly.dataset.path, field="user", expected=_near(user, ids))
-    return run.reader.before(row)
+    return run.reader.before(row), np.unique(run.reader.features(row)["item"])
 
 
-def _of_items(run: Run, history: Sequence[str]) -> History:
+def _of_items(run: Run, history: Sequence[str]) -> tuple[History, np.ndarray]:
     ids = run.assembly.dataset.items["item_id"].to_list()
     index = {item: row for row, item in enumerate(ids)}
     unknown = [item for item in history if item not in index]
@@ -85,7 +90,8 @@ def _of_items(run: Run, history: Sequence[str]) -> History:
             f"no item {unknown[0]!r}", path=run.assembly.dataset.path, field="history", expected=_near(unknown[0], ids)
         )
     item = np.array([index[name] for name in history], np.int32)
-    return History(item, np.zeros_like(item), np.zeros(len(item), np.float32)).latest(run.scorer.window)
+    past = History(item, np.zeros_like(item), np.zeros(len(item), np.float32))
+    return past.latest(run.scorer.window), np.unique(item)
 
 
 def _near(name: str, ids: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -60,7 +59,8 @@ def generation_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTa
     blocks = [np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
     for rows in progress(blocks, total=len(blocks), description="beam search", unit="block"):
         seen = targets.seen.rows(rows)
-        of_row = np.split(seen[1], np.searchsorted(seen[0], np.arange(1, len(rows))))
+        other = seen[1] != targets.item_T[rows][seen[0]]  # a target seen before stays in the list, see `retrieval`
+        of_row = np.split(seen[1][other], np.searchsorted(seen[0][other], np.arange(1, len(rows))))
         free, cut = scorer.generation(reader.of_targets(targets, rows), of_row, beams=beams)
         unmasked[rows] = pessimistic_ranks(free, targets.item_T[rows], seen).unmasked_T
         masked[rows] = pessimistic_ranks(cut, targets.item_T[rows], seen).masked_T
@@ -95,8 +95,3 @@ def _windows(events: np.ndarray, position: np.ndarray, window: int) -> list[tupl
         jobs.append((events[first:last], start, end))
         last = first
     return jobs
-
-
-def seen_of(history: History | Sequence[int]) -> np.ndarray:
-    """Distinct items of a history."""
-    return np.unique(history.item if isinstance(history, History) else np.asarray(history, np.int64))
