@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hisam_jax.tokenizer import alignment, base, dst, quantization
