@@ -217,3 +217,13 @@ def test_hashed_id_rows_stay_in_the_table_and_spread():
 def test_sizes_that_do_not_fit_are_refused(bad):
     with pytest.raises(UserError, match="model"):
         HMATConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("layers", 0), ("heads", 0), ("item_id_rows", -1), ("retrieval", -1.0), ("ranking", float("nan"))]
+    + [("dropout", 1.0), ("id_dropout", -0.1), ("code_dropout", 1.5)],
+)
+def test_values_without_a_meaning_are_refused_by_name(field, value):
+    with pytest.raises(UserError, match=f"model.{field}"):
+        HMATConfig(**{field: value})

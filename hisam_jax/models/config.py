@@ -67,6 +67,15 @@ class HMATConfig:
     remat: bool = False
 
     def __post_init__(self):
+        for name in ("width", "layers", "heads", "kv_heads", "mlp"):
+            if getattr(self, name) < 1:
+                raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="1 or more")
+        for name in ("item_id_rows", "ranking", "generation", "retrieval"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0 or more")
+        for name in ("dropout", "id_dropout", "code_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0 or more, below 1")
         if self.width % self.heads or self.heads % self.kv_heads or (self.width // self.heads) % 4:
             raise UserError(
                 f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}",
