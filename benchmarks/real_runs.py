@@ -60,7 +60,7 @@ RUNS = {
         "MovieLens latest-small, chronological, ranking",
         f"{_SMALL} --protocol chronological",
         "configs/ml_latest_small_ranking.py",
-        ("--config.training.steps=350",),
+        ("--config.training.steps=250",),
     ),
     "ml-latest-small": RealRun("MovieLens latest-small, leave-one-out", _SMALL, "configs/ml_latest_small.py"),
     "amazon-beauty-2014": RealRun(
@@ -194,7 +194,39 @@ def markdown(results: dict[str, Any]) -> str:
         "Seen items leave the list unless a column says unmasked. Brackets: 95 % bootstrap interval over users. Both "
         "variants train side by side, one core each, with the same steps, batches, width and depth.\n"
     )
-    return "\n".join(parts + [_section(result) for result in results.values()])
+    return "\n".join([*parts, overview(results), *(_section(result) for result in results.values())])
+
+
+LEADING = {"ranking": ("gauc", "auc"), "generation": ("recall@10", "ndcg@10"), "retrieval": ("recall@10", "ndcg@10")}
+
+
+def overview(results: dict[str, Any]) -> str:
+    """The table that the README shows: leading metrics, the paired difference, the best baseline, cost."""
+    names = ("data", "metric", "HMAT", "flat", "HMAT - flat, paired", "best baseline", "items/s", "peak GiB", "minutes")
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for result in results.values():
+        one, other = (result["variants"][name] for name in VARIANTS)
+        cost = [
+            f"{one['run']['items_per_second']:,.0f} / {other['run']['items_per_second']:,.0f}",
+            " / ".join(f"{variant['run']['peak_memory_bytes'] / 2**30:.2f}" for variant in (one, other)),
+            " / ".join(f"{variant['run']['seconds'] / 60:.1f}" for variant in (one, other)),
+        ]
+        for kind, metrics in LEADING.items():
+            for metric in metrics if kind in one["evaluation"] else ():
+                if metric not in one["evaluation"][kind]:
+                    continue
+                values = [variant["evaluation"][kind][metric] for variant in (one, other)]
+                cells = [_cell(value) for value in (*values, result["difference"][kind][metric])]
+                cells.append(_best_baseline(one["evaluation"]["baselines"], kind, metric))
+                lines.append(f"| {result['title']} | {kind} {metric} | " + " | ".join([*cells, *cost]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _best_baseline(baselines: dict[str, Any], kind: str, metric: str) -> str:
+    table = "ranking" if kind == "ranking" else "retrieval"
+    found = {name: entry[table][metric]["value"] for name, entry in baselines.items() if metric in entry.get(table, {})}
+    best = max(found, key=found.get)
+    return f"{found[best]:.4f} {best}"
 
 
 def _section(result: dict[str, Any]) -> str:

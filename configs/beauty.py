@@ -9,39 +9,55 @@ The flat baseline: add --config.model.anchors=False.
 
 import ml_collections
 
+from hisam_jax.data.pipeline import PipelineConfig
+from hisam_jax.models.config import HMATConfig
+from hisam_jax.training.assembly import EvaluationConfig, run_config
+from hisam_jax.training.loop import TrainingConfig
+from hisam_jax.training.optimizer import OptimizerConfig
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The sequences are short: rows of 64 items pack many users."""
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "model": {
-                "width": 64,
-                "layers": 2,
-                "heads": 2,
-                "kv_heads": 2,
-                "mlp": 172,
-                "dropout": 0.2,
-                "id_dropout": 0.1,
-                "anchors": True,
-                "strict": False,
-                "actions": False,
-                "ranking": 0.0,
-                "generation": 0.1,
-                "retrieval": 1.0,
-            },
-            "data": {"items_per_row": 64, "rows": 16, "window": 50, "workers": 0},
-            "training": {
-                "steps": 1500,
-                "optimizer": {"learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.1},
-                "log_every": 50,
-                "save_every": 300,
-                "evaluate_every": 300,
-                "keep": 2,
-                "max_minutes": 20.0,
-                "monitor": "validation/retrieval/ndcg@10",
-                "patience": 0,
-            },
-            "evaluation": {"beams": 20, "validation_users": 2000, "resamples": 1000, "samples": 8},
-        }
+    return run_config(
+        seed=0,
+        model=HMATConfig(
+            width=64,
+            layers=2,
+            heads=2,
+            kv_heads=2,
+            mlp=172,
+            dropout=0.2,
+            id_dropout=0.1,
+            anchors=True,
+            strict=False,
+            actions=False,
+            ranking=0.0,
+            generation=0.1,
+            retrieval=1.0,
+        ),
+        data=PipelineConfig(
+            items_per_row=64,
+            rows=16,
+            window=50,
+        ),
+        training=TrainingConfig(
+            steps=1200,
+            optimizer=OptimizerConfig(
+                learning_rate=0.002,
+                warmup_steps=100,
+                weight_decay=0.1,
+            ),
+            log_every=50,
+            save_every=300,
+            evaluate_every=300,
+            keep=2,
+            max_minutes=20.0,
+            monitor="validation/retrieval/ndcg@10",
+        ),
+        evaluation=EvaluationConfig(
+            beams=20,
+            validation_users=2000,
+            resamples=1000,
+            samples=8,
+        ),
     )

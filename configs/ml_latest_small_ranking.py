@@ -10,39 +10,55 @@ The flat baseline: add --config.model.anchors=False.
 
 import ml_collections
 
+from hisam_jax.data.pipeline import PipelineConfig
+from hisam_jax.models.config import HMATConfig
+from hisam_jax.training.assembly import EvaluationConfig, run_config
+from hisam_jax.training.loop import TrainingConfig
+from hisam_jax.training.optimizer import OptimizerConfig
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Target and action tokens on; a little retrieval keeps the item vectors honest."""
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "model": {
-                "width": 64,
-                "layers": 2,
-                "heads": 2,
-                "kv_heads": 2,
-                "mlp": 172,
-                "dropout": 0.2,
-                "id_dropout": 0.1,
-                "anchors": True,
-                "strict": False,
-                "actions": True,
-                "ranking": 1.0,
-                "generation": 0.0,
-                "retrieval": 0.1,
-            },
-            "data": {"items_per_row": 128, "rows": 8, "window": 128, "workers": 0},
-            "training": {
-                "steps": 700,
-                "optimizer": {"learning_rate": 2e-3, "warmup_steps": 60, "weight_decay": 0.1},
-                "log_every": 30,
-                "save_every": 150,
-                "evaluate_every": 150,
-                "keep": 2,
-                "max_minutes": 20.0,
-                "monitor": "validation/gauc",
-                "patience": 0,
-            },
-            "evaluation": {"beams": 20, "validation_users": 0, "resamples": 1000, "samples": 8},
-        }
+    return run_config(
+        seed=0,
+        model=HMATConfig(
+            width=64,
+            layers=2,
+            heads=2,
+            kv_heads=2,
+            mlp=172,
+            dropout=0.2,
+            id_dropout=0.1,
+            anchors=True,
+            strict=False,
+            actions=True,
+            ranking=1.0,
+            generation=0.0,
+            retrieval=0.1,
+        ),
+        data=PipelineConfig(
+            items_per_row=128,
+            rows=8,
+            window=128,
+        ),
+        training=TrainingConfig(
+            steps=700,
+            optimizer=OptimizerConfig(
+                learning_rate=0.002,
+                warmup_steps=60,
+                weight_decay=0.1,
+            ),
+            log_every=30,
+            save_every=150,
+            evaluate_every=150,
+            keep=2,
+            max_minutes=20.0,
+            monitor="validation/gauc",
+        ),
+        evaluation=EvaluationConfig(
+            beams=20,
+            validation_users=0,
+            resamples=1000,
+            samples=8,
+        ),
     )

@@ -8,44 +8,59 @@ Commands: hisam prepare --source shop --protocol per_user_time --out demo/datase
 
 import ml_collections
 
+from hisam_jax.data.pipeline import PipelineConfig
+from hisam_jax.models.config import HMATConfig
+from hisam_jax.training.assembly import EvaluationConfig, run_config
+from hisam_jax.training.loop import TrainingConfig
+from hisam_jax.training.optimizer import OptimizerConfig
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Sections `model`, `data`, `training`, `evaluation`; see `HMATConfig`, `PipelineConfig`, `TrainingConfig`."""
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "model": {
-                "width": 64,
-                "layers": 2,
-                "heads": 2,
-                "kv_heads": 2,
-                "mlp": 172,
-                "dropout": 0.1,
-                "id_dropout": 0.2,
-                "anchors": True,
-                "strict": False,
-                "rope": "hierarchical",
-                "actions": True,
-                "item_id": True,
-                "features": True,
-                "codes": True,
-                "ranking": 1.0,
-                "generation": 0.3,
-                "retrieval": 1.0,
-                "dtype": "float32",
-            },
-            "data": {"items_per_row": 128, "rows": 8, "window": 128, "workers": 0},
-            "training": {
-                "steps": 800,
-                "optimizer": {"learning_rate": 2e-3, "warmup_steps": 60, "weight_decay": 0.05},
-                "log_every": 20,
-                "save_every": 200,
-                "evaluate_every": 200,
-                "keep": 2,
-                "max_minutes": None,
-                "monitor": "validation/retrieval/recall@10",
-                "patience": 0,
-            },
-            "evaluation": {"beams": 20, "validation_users": 1000, "resamples": 1000, "samples": 8},
-        }
+    return run_config(
+        seed=0,
+        model=HMATConfig(
+            width=64,
+            layers=2,
+            heads=2,
+            kv_heads=2,
+            mlp=172,
+            dropout=0.1,
+            id_dropout=0.2,
+            anchors=True,
+            strict=False,
+            rope="hierarchical",
+            actions=True,
+            item_id=True,
+            features=True,
+            codes=True,
+            ranking=1.0,
+            generation=0.3,
+            retrieval=1.0,
+            dtype="float32",
+        ),
+        data=PipelineConfig(
+            items_per_row=128,
+            rows=8,
+            window=128,
+        ),
+        training=TrainingConfig(
+            steps=800,
+            optimizer=OptimizerConfig(
+                learning_rate=0.002,
+                warmup_steps=60,
+                weight_decay=0.05,
+            ),
+            log_every=20,
+            save_every=200,
+            evaluate_every=200,
+            keep=2,
+            monitor="validation/retrieval/recall@10",
+        ),
+        evaluation=EvaluationConfig(
+            beams=20,
+            validation_users=1000,
+            resamples=1000,
+            samples=8,
+        ),
     )

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 from hisam_jax.config import build
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import PipelineConfig
@@ -74,6 +76,17 @@ class Configs:
             build(TrainingConfig, section("training", seed=seed), "training"),
             build(EvaluationConfig, section("evaluation"), "evaluation"),
         )
+
+
+def run_config(
+    seed: int, model: HMATConfig, data: PipelineConfig, training: TrainingConfig, evaluation: EvaluationConfig
+) -> ml_collections.ConfigDict:
+    """The sections of a config file with every field in them, so that each can be overridden; one seed serves all."""
+    sections = {"model": model, "data": data, "training": training, "evaluation": evaluation}
+    config = {name: dataclasses.asdict(section) for name, section in sections.items()}
+    for name in ("data", "training"):
+        del config[name]["seed"]
+    return ml_collections.ConfigDict({"seed": seed, **config})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""The whole path on the embedded shop learns what was planted there."""
+
+import json
+
+import pytest
+
+from hisam_jax.config import load_config
+from hisam_jax.data.prepare import prepare
+from hisam_jax.evaluation.report import report
+from hisam_jax.evaluation.run import evaluate
+from hisam_jax.inference.recommend import recommend
+from hisam_jax.tokenizer.run import tokenize
+from hisam_jax.training.run import train
+
+MARGIN = 2.5  # the shop's own Markov chain over leaves stands at about eight times popularity
+
+
+@pytest.mark.slow
+def test_the_shop_is_learnt_from_raw_logs_to_recommendations(tmp_path):
+    sizes = {"users": 1200, "items": 600, "events_per_user": 24.0}
+    prepare(
+        "shop",
+        tmp_path / "raw",
+        tmp_path / "dataset",
+        protocol="per_user_time",
+        reader_options=sizes,
+        cache_dir=tmp_path / "cache",
+    )
+    fast = {"dst.steps": "300", "dst.shared": "(64, 64)", "dst.specific.text": "(64,)", "dst.specific.image": "(64,)"}
+    tokenize(tmp_path / "dataset", load_config("configs/tokenizer/dst.py", fast), tmp_path / "ids")
+    short = {"training.steps": "240", "training.evaluate_every": "120", "training.save_every": "120"}
+    train(tmp_path / "dataset", tmp_path / "ids", load_config("configs/shop.py", short), tmp_path / "run")
+    result = evaluate(tmp_path / "run")
+
+    popular = result["baselines"]["popularity"]["retrieval"]["recall@10"]["value"]
+    assert result["retrieval"]["recall@10"]["ci95"][0] > MARGIN * popular
+    assert result["generation"]["recall@10"]["value"] > popular
+    assert result["ranking"]["gauc"]["value"] > 0.6
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * losses[0]
+    assert len(recommend(tmp_path / "run", user="u0000001", k=5)) == 5
+    assert report(tmp_path / "run").stat().st_size > 50_000
