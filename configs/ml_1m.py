@@ -36,9 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
             retrieval=1.0,
         ),
         data=PipelineConfig(
-            items_per_row=200,
-            rows=8,
-            window=200,
+            items_per_row=128,
+            rows=12,
+            window=128,
         ),
         training=TrainingConfig(
             steps=800,
