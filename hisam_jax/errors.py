@@ -40,4 +40,4 @@ class UserError(Exception):
         text = ": ".join(parts)
         text += f"; expected {self.expected}" if self.expected else ""
         text += f" ({self.hint})" if self.hint else ""
-        return " ".join(text.split())
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hisam_jax.data.prepare import prepare
 from hisam_jax.data.readers import read
 from hisam_jax.data.readers.base import REASONS
 from hisam_jax.errors import UserError
@@ -138,7 +140,18 @@ def test_missing_and_empty_files(tmp_path, name):
         ("recbole", {"a.inter": "user_id:token\titem_id:token\n1\t2\n"}, r"a.item: no such file"),
         ("recbole", {"a.item": "item_id:token\n"}, r"no .inter file"),
         ("table", {"interactions.csv": "user,item\n1,2\n"}, r"items.csv: no such file"),
-        ("table", {"interactions.csv": "user;item\n1;2\n", "items.csv": "item\n2\n"}, r"field 'user'.*found user;item"),
+        ("table", {"interactions.csv": "user;item\n1;2\n", "items.csv": "item\n2\n"},
+         r"interactions.csv:1: field 'separator'.*one column 'user;item'; expected .* --separator ';'"),
+        ("table", {"interactions.csv": "user,item\r1,2\r", "items.csv": "item\n2\n"},
+         r"interactions.csv:1: not a line of text.*UTF-8"),
+        ("table", {"interactions.csv": "user,item\n1,2\n", "items.csv": "\0\0PK\n2\n"},
+         r"items.csv:1: not a line of text"),
+        ("table", {"interactions.csv": "x" * 70_000, "items.csv": "item\n2\n"},
+         r"interactions.csv:1: not a line of text"),
+        ("movielens", {"ratings.csv": "rating," + HEADER + "1," + GOOD, "movies.csv": MOVIES},
+         r"ratings.csv:1: field 'rating': column 'rating' is there twice"),
+        ("recbole", {"a.inter": "user_id:token\tuser_id:token\n1\t2\n", "a.item": "item_id:token\n2\n"},
+         r"a.inter:1: field 'user_id': column 'user_id' is there twice"),
         ("amazon2014", {"meta_A.json": "{}\n"}, r"no reviews here.*reviews_CATEGORY_5.json"),
         ("amazon2014", {"reviews_A_5.json": "{}\n"}, r"meta_A.json.gz: no such file"),
         ("amazon2023", {"A.jsonl": "{}\n", "meta_A.jsonl": "[1]\nno\n{'a': \n"},
@@ -190,6 +203,47 @@ def test_parquet_that_is_none(tmp_path):
     (tmp_path / "items.csv").write_text("item\n1\n")
     with pytest.raises(UserError, match=r"log.parquet: not a Parquet file"):
         read("table", tmp_path, interactions="log.parquet")
+
+
+@pytest.mark.parametrize("torn", ["log.parquet", "items.parquet"])
+def test_parquet_with_a_damaged_page(tmp_path, torn):
+    table = pl.DataFrame({"item": [f"i{n}" for n in range(500)], "user": [f"u{n}" for n in range(500)]})
+    for name in ("log.parquet", "items.parquet"):
+        table.write_parquet(tmp_path / name)
+    whole = (tmp_path / torn).read_bytes()
+    (tmp_path / torn).write_bytes(whole[:20] + b"\xff" * 60 + whole[80:])
+    options = {"interactions": "log.parquet", "items": "items.parquet"}
+    with pytest.raises(UserError, match=rf"{torn}: damaged .*expected a whole Parquet file"):
+        prepare("table", tmp_path, tmp_path / "out", image_encoder="none", reader_options=options)
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("column", [[["a"]], [{"a": 1}], [datetime.timedelta(1)]])
+def test_parquet_columns_that_hold_no_ids(tmp_path, column):
+    (tmp_path / "items.csv").write_text("item\n1\n")
+    pl.DataFrame({"user": column, "item": ["1"]}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=r"log.parquet: field 'user': a column of .*expected text, numbers or dates"):
+        read("table", tmp_path, interactions="log.parquet")
+
+
+def test_picture_names_that_name_no_file(tmp_path):
+    (tmp_path / "interactions.csv").write_text("user,item\n1,1\n")
+    (tmp_path / "items.csv").write_text(f"item,image\n1,{'a' * 5000}.jpg\n2,a\0b.jpg\n3,gone.jpg\n")
+    assert read("table", tmp_path).items["image"].to_list() == [None] * 3
+
+
+@pytest.mark.parametrize("separator", ["::", '"', "\n"])
+def test_separators_that_part_nothing(tmp_path, separator):
+    with pytest.raises(UserError, match="field 'separator'.*expected one character"):
+        read("table", tmp_path, separator=separator)
+
+
+def test_the_first_refused_row_of_a_catalogue_is_named(tmp_path):
+    rows = MOVIES + '11,"two\nlines (1990)",War\n\n12,C (1990),War\n11,again,War\n12,again,War\nbroken\n'
+    folder = movielens(tmp_path, movies=rows)
+    assert read("movielens", folder).refused_items == {"broken_row": (1, 9), "duplicate_item": (2, 7)}
+    with pytest.raises(UserError, match=r"movies.csv:7: field 'item': 3 of 6 catalogue rows.*duplicate_item"):
+        prepare("movielens", folder, tmp_path / "out", image_encoder="none")
 
 
 def test_picture_folders_that_hold_no_pictures(tmp_path):

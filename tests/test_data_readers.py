@@ -194,6 +194,36 @@ def test_table_parquet(tmp_path):
     assert data.items["item"].to_list() == ["10", "20"] and data.items["categories"].to_list() == [["x", "y"], []]
 
 
+def test_table_columns_go_by_their_usual_names(tmp_path):
+    write(
+        tmp_path,
+        interactions_csv="user,item,rating,timestamp\nu,1,4,2014-05-13\n",
+        items_csv="item,name,description,category,price\n1,Mug,for tea,home|mugs,9\n",
+    )
+    data = read("table", tmp_path)
+    assert events(data).select("rating", "timestamp").row(0) == (4.0, 1399939200)
+    assert data.has_ratings and data.has_timestamps
+    assert data.items.select("title", "text").row(0) == ("Mug", "for tea home mugs")
+    bare = read("table", tmp_path, rating="", timestamp="", title="", text="", categories="")
+    assert not bare.has_ratings and not bare.has_timestamps and events(bare)["rating"].null_count() == 1
+    assert bare.items.select("title", "text").row(0) == (None, "")
+
+
+def test_item_ids_that_pandas_made_floats_are_whole_in_both_tables(tmp_path):
+    pl.DataFrame({"item": [7.0, None]}).write_parquet(tmp_path / "items.parquet")
+    write(tmp_path, interactions_csv="user,item\nu,7\n")
+    assert read("table", tmp_path, items="items.parquet").items["item"].to_list() == ["7"]
+
+
+def test_recbole_in_the_folder_of_its_archive(tmp_path):
+    (tmp_path / "ml").mkdir()
+    (tmp_path / "ml" / "ml.inter").write_text("user_id:token\titem_id:token\n1\t2\n")
+    (tmp_path / "ml" / "ml.item").write_text("item_id:token\n2\n")
+    assert events(read("recbole", tmp_path)).height == 1
+    with pytest.raises(UserError, match="no other.inter file"):
+        read("recbole", tmp_path, name="other")
+
+
 def test_table_tabs_gzip_and_an_image_path_below_raw(tmp_path):
     (tmp_path / "log.tsv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfuser\titem\nu1\ti1\n"))
     write(tmp_path, items_tsv='item\tpicture\ni1\tshots/a.png\ni2\t5" nail\n')
@@ -247,7 +277,7 @@ def test_amazon_with_several_categories_asks_which(tmp_path):
     for category in ("Baby", "Beauty"):
         write(tmp_path, **{f"reviews_{category}_5_json": json.dumps(REVIEW_2014)})
         write(tmp_path, **{f"meta_{category}_json": json.dumps({"asin": "B1", "title": category})})
-    with pytest.raises(UserError, match="several categories.*category=NAME"):
+    with pytest.raises(UserError, match="several categories.*--amazon-category NAME"):
         read("amazon2014", tmp_path)
     assert read("amazon2014", tmp_path, category="Baby").items["title"].to_list() == ["Baby"]
 

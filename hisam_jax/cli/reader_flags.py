@@ -21,6 +21,7 @@ class ReaderFlag:
     help: str
     defaults: Mapping[str, Any]
     kind: Callable[[str], Any] = str
+    unset: str = "none"  # what a default of None means
 
 
 def _shop(option: str, metavar: str, default: Any, kind: Callable[[str], Any], text: str) -> ReaderFlag:
@@ -32,7 +33,8 @@ def _table(flag: str, option: str, metavar: str, default: Any, text: str) -> Rea
 
 
 def _column(flag: str, option: str, table: str | None, recbole: str | None, text: str) -> ReaderFlag:
-    return ReaderFlag(flag, option, "NAME", text, {"table": table, "recbole": recbole})
+    unset = "the usual name where there is one"
+    return ReaderFlag(flag, option, "NAME", text, {"table": table, "recbole": recbole}, unset=unset)
 
 
 GROUPS: dict[str, tuple[ReaderFlag, ...]] = {
@@ -115,7 +117,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _defaults(flag: ReaderFlag) -> str:
-    values = {source: "none" if value is None else repr(value) for source, value in flag.defaults.items()}
+    values = {source: flag.unset if value is None else repr(value) for source, value in flag.defaults.items()}
     if len(set(values.values())) == 1:
         return next(iter(values.values())).strip("'").replace(" ", "a space")
     return ", ".join(f"{value} with {source}" for source, value in values.items()).replace("'", "")

@@ -10,6 +10,7 @@ import polars as pl
 
 from hisam_jax.data.identity import digests, shuffled
 from hisam_jax.data.readers.base import REASONS, RawData
+from hisam_jax.data.readers.columns import whole_parquet
 from hisam_jax.errors import UserError
 
 LATEST = 4_102_444_800  # the year 2100
@@ -49,7 +50,8 @@ def stage(raw: RawData, scratch: Path, seed: int, max_rejected: float) -> Staged
     check_catalogue(raw, max_rejected)
     item_ids = shuffled(raw.items["item"], seed, "item")
     checked = scratch / "checked.parquet"
-    _sink(_checked(raw, item_ids), checked)
+    with whole_parquet(raw.interactions_path):
+        _sink(_checked(raw, item_ids), checked)
     rows, rejected = _count(raw, checked, max_rejected)
     usable = pl.scan_parquet(checked).filter(pl.col("reason").is_null())
     user_ids = shuffled(usable.select("user").unique().collect(engine="streaming")["user"], seed, "user")
@@ -71,10 +73,11 @@ def check_catalogue(raw: RawData, max_rejected: float) -> None:
     """Stops where a larger share of the catalogue's rows than `max_rejected` cannot be used."""
     refused = sum(raw.rejected_items.values())
     if refused > max_rejected * (len(raw.items) + refused):
-        reason = max(raw.rejected_items, key=raw.rejected_items.get)
+        reason, (_, line) = max(raw.refused_items.items(), key=lambda entry: entry[1][0])
         field, expected = REASONS[reason]
         problem = f"{refused:,} of {len(raw.items) + refused:,} catalogue rows cannot be used (most often {reason})"
-        raise UserError(problem, path=raw.items_path, field=field, expected=expected, hint=_hint(max_rejected))
+        hint = _hint(max_rejected)
+        raise UserError(problem, path=raw.items_path, line=line, field=field, expected=expected, hint=hint)
 
 
 def check_share(

@@ -78,7 +78,7 @@ def _read(raw: Path, images: Path | None, category: str | None, release: Release
     reviews = check_file(_find_reviews(raw, category, release), "JSON lines of reviews")
     metadata = check_file(_metadata_of(reviews), "JSON lines of metadata")
     rows = check_has_rows(_scan_reviews(reviews, release.fields), reviews)
-    items, rejected = build_catalogue(_item_rows(metadata, release, Pictures(images)), metadata)
+    items, refused = build_catalogue(_item_rows(metadata, release, Pictures(images)), metadata)
     return RawData(
         interactions=to_interactions(rows, unit=release.unit),
         items=items,
@@ -86,7 +86,7 @@ def _read(raw: Path, images: Path | None, category: str | None, release: Release
         items_path=metadata,
         has_ratings=True,
         has_timestamps=True,
-        rejected_items=rejected,
+        refused_items=refused,
     )
 
 
@@ -101,7 +101,9 @@ def _find_reviews(raw: Path, category: str | None, release: Release) -> Path:
             return found[0]
         if found:
             names = ", ".join(path.name for path in found)
-            raise UserError(f"several categories: {names}", path=raw, field="category", expected="category=NAME")
+            raise UserError(
+                f"several categories: {names}", path=raw, field="category", expected="--amazon-category NAME"
+            )
     raise UserError("no reviews here", path=raw, expected=expected)
 
 
@@ -119,12 +121,12 @@ def _scan_reviews(path: Path, fields: dict[str, str]) -> pl.LazyFrame:
     return rows.with_columns(broken=pl.all_horizontal(pl.col(list(fields)).is_null()))
 
 
-def _item_rows(path: Path, release: Release, pictures: Pictures) -> Iterator[ItemRow | str]:
+def _item_rows(path: Path, release: Release, pictures: Pictures) -> Iterator[tuple[int, ItemRow | str]]:
     with open_binary(path) as stream:
-        for line in stream:
+        for number, line in enumerate(stream, start=1):
             if line.strip():
                 record = _parse(line.decode("utf-8", errors="replace"))
-                yield "broken_row" if record is None else release.to_item(record, pictures)
+                yield number, "broken_row" if record is None else release.to_item(record, pictures)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

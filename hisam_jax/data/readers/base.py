@@ -26,12 +26,15 @@ ITEM_SCHEMA = {
 }
 # reason -> (field, what was expected)
 REASONS: dict[str, tuple[str, str]] = {
-    "broken_row": ("row", "as many fields as the header has"),
+    "broken_row": ("row", "as many fields as the header has, or one JSON object"),
     "not_utf8": ("row", "UTF-8 text"),
     "missing_user": ("user", "a user id"),
     "missing_item": ("item", "an item id"),
     "bad_rating": ("rating", "a finite number"),
-    "bad_timestamp": ("timestamp", "seconds since 1970, between 0 and 4102444800 (the year 2100)"),
+    "bad_timestamp": (
+        "timestamp",
+        "seconds since 1970, between 0 and 4102444800 (the year 2100), or in a table an ISO date",
+    ),
     "unknown_item": ("item", "an item of the catalogue"),
     "duplicate_interaction": ("row", "one event per user, item and time"),
     "duplicate_item": ("item", "one catalogue row per item (the first is kept)"),
@@ -50,7 +53,7 @@ class RawData:
         items_path: the file that messages about items name.
         has_ratings: whether `rating` is filled.
         has_timestamps: whether `timestamp` is filled.
-        rejected_items: reason -> count, from reading the catalogue.
+        refused_items: reason -> how many rows of the catalogue, and the line of the first.
         features: modality -> file of precomputed features, where the source brings them.
         truth: planted factors per item (column `item` first), for tests only.
     """
@@ -61,6 +64,11 @@ class RawData:
     items_path: Path
     has_ratings: bool
     has_timestamps: bool
-    rejected_items: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    refused_items: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     features: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     truth: pl.DataFrame | None = None
+
+    @property
+    def rejected_items(self) -> dict[str, int]:
+        """reason -> how many rows of the catalogue."""
+        return {reason: count for reason, (count, _) in self.refused_items.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,26 +22,34 @@ BATCH = 50_000
 
 # (item, title, text, categories, image), or the reason for which the row was refused
 ItemRow = tuple[str, str | None, str, list[str], str | None]
+# reason -> how many rows, and the line of the first
+Refused = dict[str, tuple[int, int]]
 
 
-def build_catalogue(rows: Iterable[ItemRow | str], path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """ITEM_SCHEMA with unique ids (the first of each is kept), and how many rows were refused for which reason.
+def build_catalogue(rows: Iterable[tuple[int, ItemRow | str]], path: Path) -> tuple[pl.DataFrame, Refused]:
+    """ITEM_SCHEMA with unique ids (the first of each is kept), and which rows were refused for which reason.
+
+    Args:
+        rows: each with its 1-based line, or its 1-based row where the file has no lines.
+        path: the file, for messages.
 
     Raises:
         UserError: not one usable row.
     """
-    rejected: Counter[str] = Counter()
-    stream = _usable(rows, rejected)
-    frames = [pl.DataFrame(batch, ITEM_SCHEMA, orient="row") for batch in iter(lambda: list(islice(stream, BATCH)), [])]
+    refused: dict[str, list[int]] = {}
+    stream = _usable(rows, refused)
+    schema = {**ITEM_SCHEMA, "line": pl.UInt32}
+    frames = [pl.DataFrame(batch, schema, orient="row") for batch in iter(lambda: list(islice(stream, BATCH)), [])]
     if not frames:
-        refused = (
-            f" ({', '.join(f'{count} {reason}' for reason, count in sorted(rejected.items()))})" if rejected else ""
-        )
-        raise UserError(f"no usable item{refused}", path=path, expected="one row an item, with its id")
+        counts = ", ".join(f"{len(lines)} {reason}" for reason, lines in sorted(refused.items()))
+        problem = f"no usable item ({counts})" if counts else "no usable item"
+        raise UserError(problem, path=path, expected="one row an item, with its id")
     items = pl.concat(frames)
-    unique = items.unique("item", keep="first", maintain_order=True)
-    rejected["duplicate_item"] += items.height - unique.height
-    return unique, {reason: count for reason, count in sorted(rejected.items()) if count}
+    first = items["item"].is_first_distinct()
+    if not first.all():
+        refused["duplicate_item"] = items.filter(~first)["line"].to_list()
+    counted = {reason: (len(lines), lines[0]) for reason, lines in sorted(refused.items())}
+    return items.filter(first).drop("line"), counted
 
 
 def item_row(
@@ -65,27 +72,30 @@ def clean_words(values: Iterable[object]) -> list[str]:
     return list(dict.fromkeys(word for word in words if word.lower() not in PLACEHOLDERS))
 
 
-def read_records(path: Path, separator: str = ",", quoted: bool = True) -> Iterator[list[str] | None]:
-    """Fields of each record below the header, None for a line that is no record: a stray quote spoils only its own."""
+def read_records(path: Path, separator: str = ",", quoted: bool = True) -> Iterator[tuple[int, list[str] | None]]:
+    """Line and fields of each record below the header, None for a broken one: a stray quote spoils only its own."""
     with open_binary(path) as stream:
-        lines = [line.decode("utf-8", errors="replace").rstrip("\r\n") for line in stream][1:]
-    place = 0
+        lines = [line.decode("utf-8", errors="replace").rstrip("\r\n") for line in stream]
+    place = 1
     while place < len(lines):
         if not lines[place].strip():
             place += 1
         elif not quoted or '"' not in lines[place]:
-            yield lines[place].split(separator)
+            yield place + 1, lines[place].split(separator)
             place += 1
         else:
             fields, used = _quoted_record(lines, place, separator)
-            yield fields
+            yield place + 1, fields
             place += used
 
 
-def select_fields(records: Iterable[list[str] | None], header: Sequence[str]) -> Iterator[dict[str, str] | str]:
+def select_fields(
+    records: Iterable[tuple[int, list[str] | None]], header: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Each record by column name, or 'broken_row' where it has not as many fields as the header."""
-    for fields in records:
-        yield "broken_row" if fields is None or len(fields) != len(header) else dict(zip(header, fields, strict=True))
+    for line, fields in records:
+        whole = fields is not None and len(fields) == len(header)
+        yield line, dict(zip(header, fields, strict=True)) if whole else "broken_row"
 
 
 class Pictures:
@@ -129,13 +139,13 @@ def _clean(value: object) -> str:
     return "" if value is None else " ".join(str(value).split())
 
 
-def _usable(rows: Iterable[ItemRow | str], rejected: Counter[str]) -> Iterator[ItemRow]:
-    for row in rows:
+def _usable(rows: Iterable[tuple[int, ItemRow | str]], refused: dict[str, list[int]]) -> Iterator[tuple]:
+    for line, row in rows:
         reason = row if isinstance(row, str) else _item_reason(row)
         if reason:
-            rejected[reason] += 1
+            refused.setdefault(reason, []).append(line)
         else:
-            yield row
+            yield (*row, line)
 
 
 def _item_reason(row: ItemRow) -> str | None:

@@ -6,16 +6,18 @@ message can name the line. Malformed UTF-8 becomes U+FFFD and is found by it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from hisam_jax.errors import UserError
 
+LONGEST_HEADER = 1 << 16  # bytes
 LATEST = 4_102_444_800  # 2100-01-01, seconds since 1970
 REPLACEMENT = "\ufffd"
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -77,7 +79,10 @@ def scan_lines(path: Path) -> pl.LazyFrame:
 def read_header(path: Path, separator: str) -> list[str]:
     """Names in the first line, a byte-order mark and quotes removed."""
     with open_binary(path) as stream:
-        text = stream.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
+        text = stream.readline(LONGEST_HEADER).decode("utf-8-sig", errors="replace").rstrip("\r\n")
+    if len(text) >= LONGEST_HEADER - 2 or any(mark < " " and mark not in ("\t", separator) for mark in text):
+        expected = "a header with column names: UTF-8 text, lines that end in \\n"
+        raise UserError("not a line of text", path=path, line=1, expected=expected)
     if not text.strip():
         raise UserError("the first line is empty", path=path, line=1, expected="a header with column names")
     return [name.strip() for name in next(csv.reader([text], delimiter=separator))]
@@ -88,12 +93,25 @@ def need_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> Non
     for name in needed:
         if name not in found:
             raise UserError(
-                f"column '{name}' is missing; found {', '.join(found)}",
+                f"column '{name}' is missing; found {_shortened(', '.join(found))}",
                 path=path,
                 line=1,
                 field=name,
                 expected=f"a header with {', '.join(needed)}",
             )
+        if list(found).count(name) > 1:
+            raise UserError(f"column '{name}' is there twice", path=path, line=1, field=name, expected="it once")
+
+
+@contextlib.contextmanager
+def whole_parquet(path: Path) -> Iterator[None]:
+    """Polars finds a damaged page only when it comes to it: a `UserError` then, too."""
+    try:
+        yield
+    except pl.exceptions.ComputeError as error:
+        if not str(error).startswith(("parquet: ", "invalid utf8")):
+            raise
+        raise UserError(f"damaged ({error})", path=path, expected="a whole Parquet file") from error
 
 
 def open_binary(path: Path):
@@ -225,6 +243,10 @@ def _reason(columns: Sequence[str]) -> pl.Expr:
     if "timestamp" in columns:
         rules.append(("bad_timestamp", ~_good_time()))
     return pl.coalesce(pl.when(rule.fill_null(False)).then(pl.lit(reason)) for reason, rule in rules)
+
+
+def _shortened(text: str, width: int = 300) -> str:
+    return text if len(text) <= width else f"{text[:width]}..."
 
 
 def _unquote(field: pl.Expr) -> pl.Expr:

@@ -40,7 +40,7 @@ def read(raw: Path, images: Path | None = None) -> RawData:
         rows, first_line = scan_events(ratings, ",", header, CSV_RATINGS), 1
     else:
         rows, first_line = scan_events(ratings, "::", None, DAT_RATINGS), 0
-    items, rejected = read_movies(movies, Pictures(images))
+    items, refused = read_movies(movies, Pictures(images))
     return RawData(
         interactions=to_interactions(check_has_rows(rows, ratings), first_line=first_line),
         items=items,
@@ -48,7 +48,7 @@ def read(raw: Path, images: Path | None = None) -> RawData:
         items_path=movies,
         has_ratings=True,
         has_timestamps=True,
-        rejected_items=rejected,
+        refused_items=refused,
     )
 
 
@@ -61,20 +61,22 @@ def read_movies(path: Path, pictures: Pictures):
     return build_catalogue(_rows(select_fields(read_records(path), header), pictures), path)
 
 
-def _dat_fields(path: Path) -> Iterator[dict[str, str] | str]:
+def _dat_fields(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     content = path.read_bytes()
     try:
         text = content.decode("utf-8")  # re-encoded copies are common; the official file is latin-1
     except UnicodeDecodeError:
         text = content.decode("latin-1")
-    records = (line.split("::") for line in text.replace("\r", "").split("\n") if line.strip())
-    return select_fields(records, CSV_MOVIES)
+    lines = enumerate(text.replace("\r", "").split("\n"), start=1)
+    return select_fields(((number, line.split("::")) for number, line in lines if line.strip()), CSV_MOVIES)
 
 
-def _rows(records: Iterable[dict[str, str] | str], pictures: Pictures) -> Iterator[ItemRow | str]:
-    for record in records:
+def _rows(
+    records: Iterable[tuple[int, dict[str, str] | str]], pictures: Pictures
+) -> Iterator[tuple[int, ItemRow | str]]:
+    for line, record in records:
         if isinstance(record, str):
-            yield record
+            yield line, record
         else:
             item, title, genres = (record[name].strip() for name in CSV_MOVIES)
-            yield item_row(item, title, genres.split("|"), (), pictures.find(item))
+            yield line, item_row(item, title, genres.split("|"), (), pictures.find(item))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def read(
     unit = timestamp_unit(rows) if "timestamp" in wanted else "s"
     columns = _item_columns(catalogue, item, title, categories)
     rows_of_items = _item_rows(catalogue, columns, sequence_separator, Pictures(images))
-    items, rejected = build_catalogue(rows_of_items, catalogue)
+    items, refused = build_catalogue(rows_of_items, catalogue)
     return RawData(
         interactions=to_interactions(rows, unit=unit, first_line=1),
         items=items,
@@ -71,17 +72,20 @@ def read(
         items_path=catalogue,
         has_ratings="rating" in wanted,
         has_timestamps="timestamp" in wanted,
-        rejected_items=rejected,
+        refused_items=refused,
     )
 
 
 def _find(raw: Path, name: str | None) -> tuple[Path, Path]:
     if not raw.is_dir():
         raise UserError("no such folder", path=raw, field="raw", expected=f"a folder with {EXPECTED}")
-    found = sorted(raw.glob("*.inter")) if name is None else [raw / f"{name}.inter"]
-    if len(found) != 1:
-        what = f"{len(found)} .inter files ({', '.join(path.name for path in found)})" if found else "no .inter file"
-        raise UserError(what, path=raw, expected=EXPECTED, hint="name=NAME picks one")
+    pattern = "*.inter" if name is None else f"{glob.escape(name)}.inter"
+    found = sorted(raw.glob(pattern)) or sorted(raw.glob(f"*/{pattern}"))  # archives unpack into a folder
+    if not found:
+        raise UserError(f"no {pattern.removeprefix('*')} file", path=raw, expected=EXPECTED)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{len(found)} .inter files ({names})", path=raw, expected="--recbole-name NAME")
     return check_file(found[0], EXPECTED), check_file(found[0].with_suffix(".item"), EXPECTED)
 
 
@@ -90,6 +94,8 @@ def _header(path: Path) -> dict[str, str]:
     types = {}
     for column in read_header(path, "\t"):
         feature, _, kind = column.rpartition(":")
+        if feature in types:
+            raise UserError(f"column '{feature}' is there twice", path=path, line=1, field=feature, expected="it once")
         if kind not in TYPES or not feature:
             expected = f"name:type, tab-separated, the type one of {', '.join(TYPES)}"
             raise UserError(f"header column '{column}'", path=path, line=1, field=column, expected=expected)
@@ -109,17 +115,20 @@ def _item_columns(path: Path, item: str, title: str | None, categories: str | No
     )
 
 
-def _item_rows(path: Path, columns: dict[str, str], separator: str, pictures: Pictures) -> Iterator[ItemRow | str]:
+def _item_rows(
+    path: Path, columns: dict[str, str], separator: str, pictures: Pictures
+) -> Iterator[tuple[int, ItemRow | str]]:
     def values(record: dict[str, str], part: str) -> list[str]:
         return [record[name] for name, role in columns.items() if role == part]
 
-    for record in select_fields(read_records(path, "\t", quoted=False), list(columns)):
+    for line, record in select_fields(read_records(path, "\t", quoted=False), list(columns)):
         if isinstance(record, str):
-            yield record
+            yield line, record
         else:
             item = values(record, "item")[0].strip()
             names = _names(values(record, "categories"), separator)
-            yield item_row(item, " ".join(values(record, "title")), names, values(record, "text"), pictures.find(item))
+            title, text = " ".join(values(record, "title")), values(record, "text")
+            yield line, item_row(item, title, names, text, pictures.find(item))
 
 
 def _names(values: Sequence[str], separator: str) -> list[str]:

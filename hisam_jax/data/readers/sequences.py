@@ -35,7 +35,7 @@ def read(raw: Path, images: Path | None = None) -> RawData:
     path = find_file(raw, ("sequences.txt",), EXPECTED)
     catalogue = find_file(path.parent, ("items.csv", "movies.dat", "movies.csv"), EXPECTED)
     pictures = Pictures(images)
-    items, rejected = (_read_items if catalogue.name == "items.csv" else read_movies)(catalogue, pictures)
+    items, refused = (_read_items if catalogue.name == "items.csv" else read_movies)(catalogue, pictures)
     events = to_interactions(check_has_rows(_scan_events(path), path))
     return RawData(
         interactions=events.drop("order").with_row_index("order").select(list(INTERACTION_SCHEMA)),
@@ -44,7 +44,7 @@ def read(raw: Path, images: Path | None = None) -> RawData:
         items_path=catalogue,
         has_ratings=False,
         has_timestamps=False,
-        rejected_items=rejected,
+        refused_items=refused,
     )
 
 
@@ -64,11 +64,11 @@ def _read_items(path: Path, pictures: Pictures) -> tuple[pl.DataFrame, dict[str,
     return build_catalogue(_item_rows(path, header, pictures), path)
 
 
-def _item_rows(path: Path, header: list[str], pictures: Pictures) -> Iterator[ItemRow | str]:
-    for record in select_fields(read_records(path), header):
+def _item_rows(path: Path, header: list[str], pictures: Pictures) -> Iterator[tuple[int, ItemRow | str]]:
+    for line, record in select_fields(read_records(path), header):
         if isinstance(record, str):
-            yield record
+            yield line, record
         else:
             item, asin = record["item_id"].strip(), record.get("asin", "").strip()
             words = record.get("categories", "").split("|")
-            yield item_row(item, record.get("title"), words, (), pictures.find(item, asin))
+            yield line, item_row(item, record.get("title"), words, (), pictures.find(item, asin))
