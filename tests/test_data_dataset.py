@@ -99,7 +99,12 @@ def test_folder_without_manifest(tmp_path):
         Dataset.load(tmp_path / "d")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}', '{"format_version": 1, "files": 3}'])
+IDS = '{"format_version": 1, "files": {}, "items": 9}'  # the manifest of a table of semantic IDs is none of a dataset
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format_version": 1}', '{"format_version": 1, "files": 3}', IDS]
+)
 def test_unreadable_manifest(tmp_path, text):
     tiny_dataset(tmp_path / "d")
     (tmp_path / "d" / "manifest.json").write_text(text)

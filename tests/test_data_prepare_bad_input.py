@@ -91,6 +91,22 @@ def test_wrong_arguments(tmp_path, arguments, message):
     assert not list(tmp_path.glob("*d*"))
 
 
+@pytest.mark.parametrize("stranger", ["manifest.json", "items.parquet", "notes.txt"])
+def test_a_folder_that_holds_no_dataset_is_never_replaced(tmp_path, stranger):
+    """A table of semantic IDs has a manifest and items, too."""
+    (tmp_path / "ids").mkdir()
+    (tmp_path / "ids" / stranger).write_text("mine")
+    with pytest.raises(UserError, match="ids: holds something else.*nothing was touched"):
+        prepare("movielens", write_movielens(tmp_path / "raw"), tmp_path / "ids", **NONE)
+    assert [file.read_text() for file in (tmp_path / "ids").iterdir()] == ["mine"]
+
+
+def test_too_few_moments_name_the_file(tmp_path):
+    raw = write_movielens(tmp_path / "raw", ["1,1,4.0,1000000000", "1,2,4.0,1000000000"])
+    with pytest.raises(UserError, match="ratings.csv: field 'timestamp': 1 distinct times.*at least 3"):
+        prepare("movielens", raw, tmp_path / "d", protocol="chronological", **NONE)
+
+
 def test_a_header_alone_is_said(tmp_path):
     raw = write_movielens(tmp_path / "raw")
     (raw / "ratings.csv").write_text(HEADER + "\n")

@@ -13,7 +13,8 @@ from hisam_jax.errors import UserError
 
 SOURCES = ("movielens", "amazon2014", "amazon2023", "sequences", "recbole", "table", "shop")
 PROTOCOLS = ("per_user_time", "chronological", "leave_one_out")
-SUMMARY_KEYS = ("users", "items", "interactions", "modalities", "split", "history", "cold", "rejected", "seconds")
+SUMMARY_KEYS = ("users", "items", "interactions", "modalities", "split", "history", "cold")
+SUMMARY_KEYS += ("has_ratings", "has_timestamps", "dropped_modalities", "rejected", "seconds")
 
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,11 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="seed of the tie-break among equal timestamps",
     )
-    add("--cache", metavar="DIR", help="where encoded features are kept between calls, by content")
+    add(
+        "--cache",
+        metavar="DIR",
+        help="where encoded features are kept between calls, by content (default: $HISAM_CACHE or ~/.cache/hisam_jax)",
+    )
     add_reader_flags(parser)
 
 

@@ -108,6 +108,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text())
         version, _ = manifest["format_version"], manifest["files"].items()
+        kinds = [manifest[key] for key in ("users", "items", "interactions", "modalities", "split")]
+        _ = kinds[-2].items(), kinds[-1]["checksum"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"unreadable manifest ({error})", path=file, hint=_AGAIN) from error
     if version != FORMAT_VERSION:

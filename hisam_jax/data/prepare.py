@@ -88,7 +88,7 @@ def prepare(
             "the source has no timestamps to cut at", path=data.interactions_path, field="protocol",
             expected="leave_one_out or per_user_time",
         )  # fmt: skip
-    with atomic_directory(out, holds="manifest.json") as folder, native_disk_errors():
+    with atomic_directory(out, holds="users.parquet") as folder, native_disk_errors():
         prepared = _prepare_events(data, folder / "scratch", protocol, min_user, min_item, seed, max_rejected)
         items, rejected = _item_table(data, prepared)
         items, thumbnails, broken = _with_pictures(items)
@@ -150,11 +150,11 @@ def _prepare_events(
     if not len(events):
         raise UserError(
             f"no event is left of {before:,}", path=raw.interactions_path, field="min_user, min_item",
-            expected=f"less than {min_user} and {min_item}",
+            expected=f"a smaller --min-user than {min_user} or --min-item than {min_item}",
         )  # fmt: skip
     positive = np.ones(len(events), np.uint8) if events.rating is None else (events.rating > 3).astype(np.uint8)
     offsets = events.offsets(len(user_ids))
-    split, cuts = _split(protocol, events, offsets, positive)
+    split, cuts = _split(protocol, events, offsets, positive, raw.interactions_path)
     stay = split != splits.AFTER_TEST
     report = {
         "users": len(user_ids),
@@ -198,13 +198,13 @@ def _core(events: Events, staged: Staged, min_user: int, min_item: int) -> tuple
 
 
 def _split(
-    protocol: str, events: Events, offsets: np.ndarray, positive: np.ndarray
+    protocol: str, events: Events, offsets: np.ndarray, positive: np.ndarray, path: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     if protocol == "leave_one_out":
         return splits.leave_one_out(offsets, positive), {}
     if protocol == "per_user_time":
         return splits.per_user_time(offsets), {}
-    split, cuts = splits.chronological(events.time)
+    split, cuts = splits.chronological(events.time, path)
     return split, {"cuts": cuts}
 
 

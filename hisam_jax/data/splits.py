@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -44,7 +45,7 @@ def per_user_time(offsets: np.ndarray) -> np.ndarray:
     return np.where(from_end <= tenth, TEST, np.where(from_end <= 2 * tenth, VALIDATION, TRAIN)).astype(np.uint8)
 
 
-def chronological(time: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+def chronological(time: np.ndarray, path: Path | None = None) -> tuple[np.ndarray, dict[str, int]]:
     """uint8 [n] and the two cuts: one in time for everybody, as near to the last tenths as equal times allow.
 
     Events at or after `cuts['test']` are TEST, those before it at or after `cuts['validation']` VALIDATION.
@@ -55,7 +56,8 @@ def chronological(time: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
     moments, counts = np.unique(time, return_counts=True)
     if len(moments) < 3:
         raise UserError(
-            f"only {len(moments)} distinct times",
+            f"{len(moments)} distinct times in all",
+            path=path,
             field="timestamp",
             expected="at least 3 to cut the events by time",
             hint="take another protocol",
