@@ -27,8 +27,9 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         UserError: no such file, no `get_config`, an unknown field (names the nearest), a value of another type.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UserError("no such config file", path=file)
+    if not file.is_file() or file.suffix != ".py":
+        what = "not a Python file" if file.is_file() else "no such config file"
+        raise UserError(what, path=file, expected="a .py file with get_config() -> ConfigDict")
     spec = importlib.util.spec_from_file_location(f"hisam_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -59,6 +60,18 @@ def need(config: ml_collections.ConfigDict, *fields: str) -> None:
     for field in fields:
         if field not in config:
             raise UserError("missing config field", field=field, expected=f"a config with {', '.join(fields)}")
+
+
+def seed_of(config: ml_collections.ConfigDict) -> int:
+    """The field `seed`.
+
+    Raises:
+        UserError: there is none, or it is no seed.
+    """
+    need(config, "seed")
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise UserError(f"value {config.seed!r}", field="seed", expected=f"a whole number from 0 to {2**32 - 1}")
+    return config.seed
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:

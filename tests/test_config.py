@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hisam_jax.config import build, load_config, need
+from hisam_jax.config import build, load_config, need, seed_of
 from hisam_jax.errors import UserError
 
 FILE = """
@@ -148,3 +148,17 @@ def test_build_refuses_what_does_not_fit(section, message):
 def test_a_user_error_is_always_one_line(problem, path, line, field):
     message = str(UserError(problem, path=path, line=line, field=field, expected="x\ny", hint="z"))
     assert len(message.splitlines()) == 1 and message.endswith("; expected x y (z)")
+
+
+def test_a_file_that_is_no_python_is_named(tmp_path):
+    (tmp_path / "c.txt").write_text(FILE)
+    for path, problem in ((tmp_path / "c.txt", "not a Python file"), (tmp_path, "no such config file")):
+        with pytest.raises(UserError, match=f"{path.name}: {problem}; expected a .py file"):
+            load_config(path)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, True, "a"])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(UserError, match="field 'seed': value .*expected a whole number from 0 to 4294967295"):
+        seed_of(ml_collections.ConfigDict({"seed": seed}))
+    assert seed_of(ml_collections.ConfigDict({"seed": 7})) == 7

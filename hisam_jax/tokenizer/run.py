@@ -52,6 +52,7 @@ def tokenize(
     configs.need(config, "name", "seed", "collisions")
     entry = registry.entry(config.name)
     configs.need(config, config.name)
+    seed = configs.seed_of(config)
     settings = configs.build(entry.config, config[config.name], config.name)
     data = Dataset.load(dataset)
     if not any(present.any() for present in data.present.values()):
@@ -59,7 +60,7 @@ def tokenize(
         raise UserError("the dataset has no features at all", path=data.path, field="modalities", expected=expected)
     started = time.perf_counter()
     with contextlib.nullcontext(progress) if progress else _bar(config.name) as show:
-        model = entry.fit(settings, data.features, data.present, data.train_items, config.seed, show)
+        model = entry.fit(settings, data.features, data.present, data.train_items, seed, show)
     fitted = time.perf_counter()
     codes_IL = model.assign(data.features, data.present)
     assigned = time.perf_counter()
