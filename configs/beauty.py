@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
             window=50,
         ),
         training=TrainingConfig(
-            steps=1200,
+            steps=1500,
             optimizer=OptimizerConfig(
                 learning_rate=0.002,
                 warmup_steps=100,
