@@ -23,17 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
         model=HMATConfig(
             width=64,
             layers=2,
-            heads=2,
-            kv_heads=2,
-            mlp=172,
-            dropout=0.1,
             id_dropout=0.05,
-            anchors=True,
-            strict=False,
-            actions=False,
-            ranking=0.0,
             generation=0.2,
-            retrieval=1.0,
         ),
         data=PipelineConfig(
             items_per_row=128,
@@ -44,20 +35,14 @@ def get_config() -> ml_collections.ConfigDict:
             steps=800,
             optimizer=OptimizerConfig(
                 learning_rate=0.003,
-                warmup_steps=100,
                 weight_decay=0.05,
             ),
             log_every=50,
-            save_every=200,
             evaluate_every=400,
-            keep=2,
             max_minutes=20.0,
             monitor="validation/retrieval/ndcg@10",
         ),
         evaluation=EvaluationConfig(
-            beams=20,
             validation_users=1000,
-            resamples=1000,
-            samples=8,
         ),
     )

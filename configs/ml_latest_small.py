@@ -23,17 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
         model=HMATConfig(
             width=64,
             layers=2,
-            heads=2,
-            kv_heads=2,
-            mlp=172,
             dropout=0.2,
             id_dropout=0.1,
-            anchors=True,
-            strict=False,
-            actions=False,
-            ranking=0.0,
             generation=0.2,
-            retrieval=1.0,
         ),
         data=PipelineConfig(
             items_per_row=128,
@@ -43,21 +35,16 @@ def get_config() -> ml_collections.ConfigDict:
         training=TrainingConfig(
             steps=500,
             optimizer=OptimizerConfig(
-                learning_rate=0.002,
                 warmup_steps=60,
                 weight_decay=0.1,
             ),
             log_every=30,
             save_every=125,
             evaluate_every=125,
-            keep=2,
             max_minutes=20.0,
             monitor="validation/retrieval/ndcg@10",
         ),
         evaluation=EvaluationConfig(
-            beams=20,
             validation_users=0,
-            resamples=1000,
-            samples=8,
         ),
     )

@@ -24,13 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
         model=HMATConfig(
             width=64,
             layers=2,
-            heads=2,
-            kv_heads=2,
-            mlp=172,
             dropout=0.2,
             id_dropout=0.1,
-            anchors=True,
-            strict=False,
             actions=True,
             ranking=1.0,
             generation=0.0,
@@ -44,21 +39,16 @@ def get_config() -> ml_collections.ConfigDict:
         training=TrainingConfig(
             steps=700,
             optimizer=OptimizerConfig(
-                learning_rate=0.002,
                 warmup_steps=60,
                 weight_decay=0.1,
             ),
             log_every=30,
             save_every=150,
             evaluate_every=150,
-            keep=2,
             max_minutes=20.0,
             monitor="validation/gauc",
         ),
         evaluation=EvaluationConfig(
-            beams=20,
             validation_users=0,
-            resamples=1000,
-            samples=8,
         ),
     )

@@ -22,22 +22,10 @@ def get_config() -> ml_collections.ConfigDict:
         model=HMATConfig(
             width=64,
             layers=2,
-            heads=2,
-            kv_heads=2,
-            mlp=172,
-            dropout=0.1,
             id_dropout=0.2,
-            anchors=True,
-            strict=False,
-            rope="hierarchical",
             actions=True,
-            item_id=True,
-            features=True,
-            codes=True,
             ranking=1.0,
             generation=0.3,
-            retrieval=1.0,
-            dtype="float32",
         ),
         data=PipelineConfig(
             items_per_row=128,
@@ -47,20 +35,13 @@ def get_config() -> ml_collections.ConfigDict:
         training=TrainingConfig(
             steps=800,
             optimizer=OptimizerConfig(
-                learning_rate=0.002,
                 warmup_steps=60,
                 weight_decay=0.05,
             ),
-            log_every=20,
-            save_every=200,
             evaluate_every=200,
-            keep=2,
             monitor="validation/retrieval/recall@10",
         ),
         evaluation=EvaluationConfig(
-            beams=20,
             validation_users=1000,
-            resamples=1000,
-            samples=8,
         ),
     )
