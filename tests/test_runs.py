@@ -202,6 +202,22 @@ def test_a_run_of_other_data_or_training_settings_is_refused_and_not_touched(fol
     assert before == [(tmp_path / "run" / name).read_text() for name in ("config.json", "run.json", "metrics.jsonl")]
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"training.monitor": "validation/retrieval/recall@5"}, "validation/retrieval/recall@10 or"),
+        ({"model.retrieval": 0.0}, "expected validation/logloss or validation/generation/recall@10"),
+        ({"training.monitor": "validation/gauc"}, "expected validation/logloss"),  # held-out events of one class only
+    ],
+)
+def test_a_metric_that_will_never_come_is_refused_before_the_first_step(folder, tmp_path, fields, expected):
+    config = _config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=f"training.monitor.*{expected}"):
+        train(folder / "dataset", folder / "ids", config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranking_needs_ratings(folder, tmp_path):
     tiny_dataset(tmp_path / "implicit", users=40, items=50, seed=1, ratings=False)
     with pytest.raises(UserError, match="without ratings"):

@@ -20,7 +20,14 @@ from hisam_jax.data.pipeline import make_pipeline
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import ranking, retrieval
 from hisam_jax.evaluation.baselines import popularity
-from hisam_jax.evaluation.targets import load_events, ranking_targets, retrieval_targets, subset_of_users
+from hisam_jax.evaluation.targets import (
+    RankingTargets,
+    RetrievalTargets,
+    load_events,
+    ranking_targets,
+    retrieval_targets,
+    subset_of_users,
+)
 from hisam_jax.files import atomic_write
 from hisam_jax.inference import scoring
 from hisam_jax.inference.run import make_scorer
@@ -73,11 +80,16 @@ def train(
 
 
 def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
-    """`params -> {"validation/recall@10": ..., "validation/gauc": ...}` on a fixed draw of validation users."""
+    """`params -> {"validation/gauc": ..., "validation/retrieval/recall@10": ...}` on a fixed draw of validation users.
+
+    Raises:
+        UserError: `training.monitor` is nothing that this model on this dataset will be judged by.
+    """
     configs, events = assembly.configs, load_events(assembly.dataset)
     model, window, limit = configs.model, configs.data.window, configs.evaluation.validation_users
     targets = subset_of_users(retrieval_targets(events, "validation"), limit, configs.seed)
     rated = subset_of_users(ranking_targets(events, "validation"), limit, configs.seed)
+    _check_monitor(assembly, rated, targets)
     reader = scoring.HistoryReader(assembly.dataset, window)
     counts_I = popularity(events)
 
@@ -99,6 +111,26 @@ def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
         return out
 
     return lambda params: {name: value for name, value in evaluate(params).items() if math.isfinite(value)}
+
+
+def _check_monitor(assembly: Assembly, rated: RankingTargets, targets: RetrievalTargets) -> None:
+    monitor, model, known = assembly.configs.training.monitor, assembly.configs.model, []
+    if model.ranking and len(rated.user_E):
+        same_E = np.zeros(len(rated.user_E))
+        known = ["validation/auc"] if math.isfinite(ranking.auc(rated.label_E, same_E)) else []
+        known += ["validation/gauc"] if math.isfinite(ranking.gauc(rated.label_E, same_E, rated.user_E)) else []
+        known += ["validation/logloss"]
+    for head in ("retrieval", "generation"):
+        if getattr(model, head) and len(targets.user_T):
+            known += [f"validation/{head}/{metric}@10" for metric in ("recall", "ndcg")]
+    if monitor is not None and monitor not in known:
+        raise UserError(
+            f"value {monitor!r}",
+            path=assembly.dataset.path,
+            field="training.monitor",
+            expected=" or ".join([*known, "None"]),
+            hint="" if known else "the dataset holds out nothing for validation",
+        )
 
 
 def _means(prefix: str, ranks: retrieval.Ranks) -> dict[str, float]:
