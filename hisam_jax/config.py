@@ -103,7 +103,7 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Pa
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False}.get(text.lower(), text)
-    hint = type(node) if node is not None else Any
+    hint = type(node) if node is not None and value is not None else Any  # a record later refuses a None of its own
     with parent.ignore_type():
         parent[path[-1]] = text if hint is str else _coerce(value, hint, field, file)
 

@@ -162,3 +162,12 @@ def test_what_is_no_seed_is_refused(seed):
     with pytest.raises(UserError, match="field 'seed': value .*expected a whole number from 0 to 4294967295"):
         seed_of(ml_collections.ConfigDict({"seed": seed}))
     assert seed_of(ml_collections.ConfigDict({"seed": 7})) == 7
+
+
+def test_an_optional_field_can_be_switched_off_by_name(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(
+        "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'limit': 20.0, 'name': 'x'})\n"
+    )
+    config = load_config(path, {"limit": "None", "name": "None"})
+    assert config.limit is None and config.name is None
