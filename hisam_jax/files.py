@@ -14,7 +14,6 @@ import numpy as np
 
 from hisam_jax.errors import UserError
 
-
 _MANY = 256  # files beyond which the whole system is flushed instead of each
 
 

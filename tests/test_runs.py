@@ -218,6 +218,14 @@ def test_a_metric_that_will_never_come_is_refused_before_the_first_step(folder, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_something_else_is_no_workdir(folder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(UserError, match="cat.jpg"):
+        train(folder / "dataset", folder / "ids", _config(), tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
 def test_ranking_needs_ratings(folder, tmp_path):
     tiny_dataset(tmp_path / "implicit", users=40, items=50, seed=1, ratings=False)
     with pytest.raises(UserError, match="without ratings"):

@@ -138,10 +138,18 @@ def _means(prefix: str, ranks: retrieval.Ranks) -> dict[str, float]:
     return {f"{prefix}/{name}": float(np.mean(value)) for name, value in values.items()}
 
 
+OURS = ("checkpoints", "config.json", "metrics.jsonl", "tensorboard", ".config.json.partial", ".run.json.partial")
+EMPTY = "an empty folder, or the run that these arguments began"
+
+
 def _claim(folder: Path, config: Mapping[str, Any], assembly: Assembly) -> None:
-    """Refuses a folder that holds a run of other IDs or data, before anything in it is touched."""
+    """Refuses a folder that holds something else, or a run of other IDs or data, before anything in it is touched."""
     record = folder / "run.json"
     if not record.is_file():
+        strange = next((path.name for path in folder.glob("*") if path.name not in OURS), None)
+        if strange:
+            what = f"holds {strange!r}, which is no part of a run"
+            raise UserError(what, path=folder, field="workdir", expected=EMPTY)
         return
     then, now = json.loads(record.read_text()).get("identity"), json.loads(json.dumps(assembly.identity()))
     changed = [name for name in now if (then or {}).get(name) != now[name]]
@@ -150,7 +158,7 @@ def _claim(folder: Path, config: Mapping[str, Any], assembly: Assembly) -> None:
             f"holds a run with another {changed[0]}",
             path=folder,
             field="workdir",
-            expected="an empty folder, or the run that these arguments began",
+            expected=EMPTY,
             hint="give another --workdir, or remove this one",
         )
 
