@@ -26,7 +26,7 @@ demo: venv
 	$(BIN)/hisam report --workdir $(DEMO)/run
 
 test: venv
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: venv
 	$(BIN)/ruff check .
