@@ -33,15 +33,15 @@ def get_config() -> ml_collections.ConfigDict:
             window=128,
         ),
         training=TrainingConfig(
-            steps=800,
+            steps=500,
             optimizer=OptimizerConfig(
                 warmup_steps=60,
                 weight_decay=0.05,
             ),
-            evaluate_every=200,
+            evaluate_every=250,
             monitor="validation/retrieval/recall@10",
         ),
         evaluation=EvaluationConfig(
-            validation_users=1000,
+            validation_users=500,
         ),
     )
