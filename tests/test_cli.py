@@ -211,3 +211,11 @@ def test_the_public_surface_is_there(name):
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'hisam_jax' has no attribute 'HMTA'"):
         _ = hisam_jax.HMTA
+
+
+def test_help_gives_defaults_as_they_are(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["prepare", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "between a token_seq's words (default: a space)" in text
+    assert "item titles (default: the usual name where there is one)" in text

@@ -119,5 +119,6 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _defaults(flag: ReaderFlag) -> str:
     values = {source: flag.unset if value is None else repr(value) for source, value in flag.defaults.items()}
     if len(set(values.values())) == 1:
-        return next(iter(values.values())).strip("'").replace(" ", "a space")
+        value = next(iter(values.values())).strip("'")
+        return "a space" if value == " " else value
     return ", ".join(f"{value} with {source}" for source, value in values.items()).replace("'", "")
