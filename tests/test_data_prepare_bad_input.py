@@ -162,7 +162,11 @@ else:
 try:
     prepare("movielens", raw, out, image_encoder="none", cache_dir=cache)
 except UserError as error:
-    sys.exit(f"{type(error.__cause__.__cause__).__name__}\\n{error}")
+    causes = [error]
+    while causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    names = {type(cause).__name__ for cause in causes}
+    sys.exit(f"{' '.join(sorted(names - {'UserError', 'OSError'}))}\\n{error}")
 """
 
 
