@@ -28,7 +28,7 @@ SMALL = DSTConfig(
     mi_hidden=16,
     batch_size=64,
     steps=40,
-    init_rows=256,
+    init_rows=300,
 )
 
 
@@ -47,7 +47,7 @@ def batch(rows=12, seed=0):
 
 def total_loss(cfg, x, present):
     layout = make_layout(cfg, {m: v.shape[1] for m, v in x.items()}, {m: 12 for m in x})
-    state = init_state(cfg, layout, jax.random.key(0), x, present)
+    state = init_state(cfg, layout, 0, x, present)
     books = {name: [b.vectors_KD for b in group] for name, group in state.books.items()}
     pairs = dst.information_pairs(cfg, layout)
 
@@ -82,7 +82,21 @@ def test_planted_factors_come_apart_and_stay_apart():
     for pair in (("shared/0", "style"), ("shared/0", "colour"), ("text/0", "colour"), ("image/0", "style")):
         assert found[pair] < 0.1, found
     assert found["text/0", "category"] < 0.2 and found["image/0", "category"] < 0.2, found
-    assert [len(np.unique(codes[has, i])) >= 0.9 * level.size for i, level in enumerate(model.levels)] == [True] * 4
+
+
+def test_no_level_collapses_on_features_without_clusters():
+    rng = np.random.default_rng(0)
+    both = rng.normal(size=(1000, 6))
+    features = {
+        m: (both @ rng.normal(size=(6, 12)) + rng.normal(size=(1000, 4)) @ rng.normal(size=(4, 12))).astype(np.float32)
+        for m in ("text", "image")
+    }
+    present = {m: np.ones(1000, bool) for m in features}
+    model = fit(dataclasses.replace(SMALL, steps=200), features, present)
+    codes = model.assign(features, present)
+    for i, level in enumerate(model.levels):
+        assert len(np.unique(codes[:, i])) >= 0.9 * level.size, level
+    assert model.history[-1]["reconstruction"] < 0.7
 
 
 @pytest.mark.parametrize(
@@ -91,7 +105,6 @@ def test_planted_factors_come_apart_and_stay_apart():
         ("none", "ema", "latent"),
         ("infonce", "gradient", "feature"),
         ("volume", "ema", "feature"),
-        ("rbf_volume", "gradient", "latent"),
     ],
 )
 def test_every_switch_trains_and_lowers_the_loss(alignment, codebooks, residual):
@@ -128,6 +141,7 @@ def test_gradients_of_the_whole_loss_are_those_of_finite_differences():
 def test_a_missing_view_has_no_gradient_and_no_effect_on_others():
     x, present = batch()
     value, net = total_loss(SMALL, x, present)
+    value = jax.jit(value)
     gradients = jax.jit(jax.grad(value, argnums=1))(net, x)
     for m in x:
         assert np.all(np.asarray(gradients[m])[~np.asarray(present[m])] == 0)
@@ -194,9 +208,9 @@ def test_a_modality_that_no_training_item_has_gives_its_levels_away():
 
 
 def test_a_third_modality_gets_levels_after_the_named_ones():
-    features, present, _ = planted(200, categories=8, width=12)
-    features["behaviour"] = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
-    present["behaviour"] = np.arange(200) % 2 == 0
+    features, present, _ = planted(300, categories=8, width=12)
+    features["behaviour"] = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    present["behaviour"] = np.arange(300) % 2 == 0
     model = fit(SMALL, features, present)
     assert [level.modality for level in model.levels] == ["shared", "shared", "text", "image", "behaviour"]
     assert np.isfinite(model.history[-1]["loss"])
@@ -212,22 +226,22 @@ def test_fewer_items_than_codes_shrinks_the_books_and_says_so():
 
 @pytest.mark.parametrize("case", ["equal items", "constant columns", "zero vectors"])
 def test_degenerate_features_give_codes_without_nan(case):
-    features, present, _ = planted(80, categories=8, width=12)
+    features, present, _ = planted(300, categories=8, width=12)
     if case == "equal items":
-        features = {m: np.tile(v[:1], (80, 1)) for m, v in features.items()}
+        features = {m: np.tile(v[:1], (300, 1)) for m, v in features.items()}
     elif case == "constant columns":
         features["text"][:, :6] = 3.0
     else:
-        features["text"][:40] = 0
-    present = {m: np.ones(80, bool) for m in features}
+        features["text"][:150] = 0
+    present = {m: np.ones(300, bool) for m in features}
     model = fit(SMALL, features, present)
     assert np.isfinite(model.history[-1]["loss"])
-    assert model.assign(features, present).shape == (80, 4)
+    assert model.assign(features, present).shape == (300, 4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_features_that_are_not_finite_are_refused_with_the_row(bad):
-    features, present, _ = planted(50, categories=8, width=12)
+    features, present, _ = planted(300, categories=8, width=12)
     features["text"][17, 3] = bad
     with pytest.raises(UserError, match="item row 17"):
         fit(SMALL, features, present)
@@ -236,7 +250,7 @@ def test_features_that_are_not_finite_are_refused_with_the_row(bad):
 
 
 def test_features_of_another_width_are_refused():
-    features, present, _ = planted(100, categories=8, width=12)
+    features, present, _ = planted(300, categories=8, width=12)
     model = fit(SMALL, features, present)
     with pytest.raises(UserError, match="12 columns"):
         model.assign({**features, "text": features["text"][:, :5]}, present)
@@ -260,7 +274,7 @@ def test_same_seed_same_codes_other_seed_other_codes():
 
 def test_a_saved_tokenizer_gives_new_items_the_same_codes(tmp_path):
     features, present, _ = planted(300, categories=8, width=12)
-    model = fit(SMALL, features, present, np.arange(300) < 250)
+    model = fit(SMALL, features, present, np.arange(300) < 200)
     save_tokenizer(model, tmp_path)
     again = load_tokenizer(tmp_path)
     assert np.array_equal(again.assign(features, present), model.assign(features, present))

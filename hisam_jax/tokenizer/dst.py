@@ -138,6 +138,9 @@ def forward(
     return Forward(views, targets, quantized, sums, shared, full)
 
 
+compiled_forward = jax.jit(forward, static_argnums=0)
+
+
 def weights_of(present: Arrays) -> Arrays:
     """Group -> float32 [B]: 1 where an item has what the group quantises."""
     anything = jnp.stack(list(present.values())).any(0)

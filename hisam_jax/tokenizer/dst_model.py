@@ -99,7 +99,7 @@ class DSTModel:
         return Networks(self.cfg, self.layout.widths)
 
     def _forward(self, x: Arrays, present: Arrays) -> dst.Forward:
-        return _forward(self._networks, self.params, self.books, x, present)
+        return dst.compiled_forward(self._networks, self.params, self.books, x, present)
 
     def _over_blocks(self, function: Callable[[Arrays, Arrays], Any], features: FeatureMap, present: PresentMap) -> Any:
         """`function` on standardised blocks, its padding cut off, joined along the first axis."""
@@ -151,5 +151,4 @@ def _decode_branch(networks: Networks, branch: str, params: Any, sums: Arrays) -
     return shared if branch == "shared_only" else run(sums[SHARED], shared, sums, method="decode")
 
 
-_forward = jax.jit(dst.forward, static_argnums=0)
 _decode = jax.jit(_decode_branch, static_argnums=(0, 1))

@@ -58,7 +58,7 @@ def fit_dst(
     rng = np.random.default_rng(seed)
     load = functools.partial(_load, scales, features, present)
     key = jax.random.key(seed)
-    state = init_state(cfg, layout, key, *load(rng.permutation(rows)[: cfg.init_rows]))
+    state = init_state(cfg, layout, seed, *load(rng.permutation(rows)[: cfg.init_rows]))
     model = _freeze(cfg, layout, scales, state)
     watched = rng.permutation(rows)[:WATCHED_ROWS]
     for start, picks_SB in _chunks(cfg, rows, rng):
@@ -82,7 +82,6 @@ def fit_dst(
     return model
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def settle(
     cfg: DSTConfig, layout: Layout, params: Any, books: Mapping[str, Sequence[jax.Array]], x: Arrays, present: Arrays
 ) -> dict[str, list[jax.Array]]:
@@ -90,41 +89,46 @@ def settle(
 
     Moving averages trail the networks: without this the last steps leave codes that nothing takes any more.
     """
-    weight, settled = dst.weights_of(present), {name: [] for name, _ in layout.groups}
-    for name, _ in layout.groups:
-        left_ND = dst.forward(Networks(cfg, layout.widths), params, settled, x, present).targets[name]
-        for vectors_KD in books[name]:
-            centres_KD = quantization.lloyd(left_ND, weight[name], vectors_KD, cfg.settle_iterations)
-            left_ND = left_ND - centres_KD[quantization.nearest(left_ND, centres_KD)]
-            settled[name].append(centres_KD)
+    networks, weight = Networks(cfg, layout.widths), dst.weights_of(present)
+    settled = {name: list(group) for name, group in books.items()}
+    for name, group in books.items():
+        left_ND = dst.compiled_forward(networks, params, settled, x, present).targets[name]
+        for depth, vectors_KD in enumerate(group):
+            settled[name][depth] = quantization.lloyd(left_ND, weight[name], vectors_KD, cfg.settle_iterations)
+            left_ND = quantization.leftover(left_ND, settled[name][depth])
     return settled
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def init_state(cfg: DSTConfig, layout: Layout, key: jax.Array, x: Arrays, present: Arrays) -> State:
+def init_state(cfg: DSTConfig, layout: Layout, seed: int, x: Arrays, present: Arrays) -> State:
     """Random networks, and codebooks by k-means++ on the first items' latents."""
-    net_key, book_key, club_key = jax.random.split(key, 3)
-    networks = Networks(cfg, layout.widths)
-    net = networks.init(net_key, {m: values[:1] for m, values in x.items()})["params"]
-    groups, weight = dict(layout.groups), dst.weights_of(present)
-    vectors: dict[str, list[jax.Array]] = {name: [] for name in groups}
-    for index, (name, sizes) in enumerate(groups.items()):
-        target = dst.forward(networks, net, vectors, x, present).targets[name]
-        vectors[name] = quantization.residual_kmeans(jax.random.fold_in(book_key, index), target, weight[name], sizes)
-    share = {name: weight[name].mean() for name in groups}
-    books = {
-        name: tuple(quantization.make_book(v, cfg.batch_size * share[name]) for v in group)
-        for name, group in vectors.items()
-    }
-    trainable = {"net": net, "log_temperature": jnp.log(jnp.float32(cfg.temperature))}
+    networks, weight = Networks(cfg, layout.widths), dst.weights_of(present)
+    trainable, club = _init_networks(cfg, layout, np.random.default_rng(seed))
+    vectors = {name: [jnp.zeros((size, cfg.width)) for size in sizes] for name, sizes in layout.groups}
+    for index, (name, sizes) in enumerate(layout.groups):
+        target = dst.compiled_forward(networks, trainable["net"], vectors, x, present).targets[name]
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        vectors[name] = quantization.residual_kmeans(key, target, weight[name], sizes)
+    rows = {name: min(cfg.batch_size, len(part)) * part.mean() for name, part in weight.items()}
     if cfg.codebooks == "gradient":
         trainable["codebooks"] = vectors
+    return _open_state(cfg, trainable, vectors, rows, club)
+
+
+def _init_networks(cfg: DSTConfig, layout: Layout, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scaled normal weights, zero biases. Drawn by numpy: XLA takes a minute to compile dozens of random arrays."""
+    nothing = {m: jnp.zeros((1, width)) for m, width in layout.widths}
+    shapes = jax.eval_shape(Networks(cfg, layout.widths).init, jax.random.key(0), nothing)["params"]
+    net = jax.tree.map(lambda leaf: mutual_information.initial(rng, leaf.shape), shapes)
     club = {
-        f"{a}|{b}": mutual_information.init_conditional(
-            jax.random.fold_in(club_key, index), cfg.width, cfg.width, cfg.mi_hidden
-        )
-        for index, (a, b) in enumerate(dst.information_pairs(cfg, layout))
+        f"{a}|{b}": mutual_information.init_conditional(rng, cfg.width, cfg.width, cfg.mi_hidden)
+        for a, b in dst.information_pairs(cfg, layout)
     }
+    return {"net": net, "log_temperature": np.log(np.float32(cfg.temperature))}, club
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _open_state(cfg: DSTConfig, trainable: Any, vectors: Any, rows: Any, club: Any) -> State:
+    books = {name: tuple(quantization.make_book(v, rows[name]) for v in group) for name, group in vectors.items()}
     adamw, adam = _optimizers(cfg)
     return State(trainable, books, adamw.init(trainable), club, adam.init(club))
 

@@ -10,18 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Params = dict[str, jax.Array]
+Params = dict[str, jax.Array | np.ndarray]
 
 
-def init_conditional(key: jax.Array, width_x: int, width_y: int, hidden: int) -> Params:
+def init_conditional(rng: np.random.Generator, width_x: int, width_y: int, hidden: int) -> Params:
     """Parameters of q(y | x)."""
-    keys = jax.random.split(key, 3)
     shapes = {"input": (width_x, hidden), "mean": (hidden, width_y), "log_variance": (hidden, width_y)}
-    params = {}
-    for fresh, (name, shape) in zip(keys, shapes.items(), strict=True):
-        params[f"{name}_w"] = jax.random.normal(fresh, shape) * shape[0] ** -0.5
-        params[f"{name}_b"] = jnp.zeros(shape[1])
-    return params
+    weights = {f"{name}_w": initial(rng, shape) for name, shape in shapes.items()}
+    return weights | {f"{name}_b": initial(rng, shape[1:]) for name, shape in shapes.items()}
+
+
+def initial(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """float32: a matrix of variance 1 / rows, or a bias of zeros."""
+    return (rng.normal(size=shape) * shape[0] ** -0.5 if len(shape) == 2 else np.zeros(shape)).astype(np.float32)
 
 
 def conditional(params: Params, x_BD: jax.Array, bound: float) -> tuple[jax.Array, jax.Array]:

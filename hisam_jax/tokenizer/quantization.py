@@ -6,6 +6,7 @@ Moving averages: van den Oord et al. 2017, appendix A; dead-code re-seeding and 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -171,6 +172,7 @@ def lloyd_step(
     return jnp.where(empty_K[:, None], spare_KD, total_KD / jnp.maximum(count_K, 1)[:, None]), inertia
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def kmeans(key: jax.Array, x_ND: jax.Array, weight_N: jax.Array, size: int, iterations: int = 10) -> jax.Array:
     """Centres [size, D] by k-means++ (on at most 16,384 rows) and Lloyd."""
     key_rows, key_seeds = jax.random.split(key)
@@ -180,6 +182,7 @@ def kmeans(key: jax.Array, x_ND: jax.Array, weight_N: jax.Array, size: int, iter
     return lloyd(x_ND, weight_N, kmeans_plus_plus(key_seeds, x_ND[rows], weight_N[rows], size), iterations)
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def lloyd(x_ND: jax.Array, weight_N: jax.Array, centres_KD: jax.Array, iterations: int) -> jax.Array:
     """Centres after `iterations` of Lloyd; distances exist for one block of rows at a time."""
     block = min(4096, max(len(x_ND), 1))
@@ -198,5 +201,11 @@ def residual_kmeans(
     for depth, size in enumerate(sizes):
         centres_KD = kmeans(jax.random.fold_in(key, depth), x_ND, weight_N, size, iterations)
         books.append(centres_KD)
-        x_ND = x_ND - centres_KD[nearest(x_ND, centres_KD)]
+        x_ND = leftover(x_ND, centres_KD)
     return books
+
+
+@jax.jit
+def leftover(x_ND: jax.Array, vectors_KD: jax.Array) -> jax.Array:
+    """What remains of each row after its nearest vector is taken away."""
+    return x_ND - vectors_KD[nearest(x_ND, vectors_KD)]

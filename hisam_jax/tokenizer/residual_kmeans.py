@@ -143,9 +143,9 @@ def fit_residual_kmeans(
     centres, history = [], []
     for depth, size in enumerate(sizes):
         key = jax.random.fold_in(jax.random.key(seed), depth)
-        centres.append(np.asarray(_kmeans(key, x_NF, np.ones(len(rows), np.float32), size, cfg.iterations)))
+        centres.append(np.asarray(quantization.kmeans(key, x_NF, np.ones(len(rows), np.float32), size, cfg.iterations)))
         x_NF = np.concatenate(
-            [x_NF[a:b] - centres[-1][np.asarray(_nearest(x_NF[a:b], centres[-1]))] for a, b in base.blocks(len(x_NF))]
+            [np.asarray(quantization.leftover(x_NF[a:b], centres[-1])) for a, b in base.blocks(len(x_NF))]
         )
         history.append({"step": depth + 1, "reconstruction": float(np.square(x_NF).sum(1).mean()) / len(usable)})
         if progress:
@@ -153,6 +153,4 @@ def fit_residual_kmeans(
     return ResidualKMeans(cfg, centres, scales, notes[:1], history)
 
 
-_kmeans = jax.jit(quantization.kmeans, static_argnums=(3, 4))
-_nearest = jax.jit(quantization.nearest)
 _quantize = jax.jit(quantization.residual_quantize)
