@@ -89,6 +89,17 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     return cls(**values)
 
 
+def check_least(record: Any, section: str, **least: float) -> None:
+    """Checks that the named fields of a config record are at least so much.
+
+    Raises:
+        UserError: the first that is less, or NaN, as a field of `section`.
+    """
+    for name, value in least.items():
+        if not getattr(record, name) >= value:
+            raise UserError(f"value {getattr(record, name)}", field=f"{section}.{name}", expected=f"{value} or more")
+
+
 def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Path) -> None:
     node, path = config, field.split(".")
     for depth, name in enumerate(path):

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from hisam_jax.config import check_least
 from hisam_jax.data import records
 from hisam_jax.errors import UserError
 
@@ -46,9 +47,7 @@ class PipelineConfig:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        for field, least in (("items_per_row", 2), ("rows", 1), ("window", 2), ("workers", 0), ("seed", 0)):
-            if (value := getattr(self, field)) < least:
-                raise UserError(f"value {value}", field=f"data.{field}", expected=f"{least} or more")
+        check_least(self, "data", items_per_row=2, rows=1, window=2, workers=0, seed=0)
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"value {self.epochs}", field="data.epochs", expected="1 or more, or None")
         if self.window > self.items_per_row:

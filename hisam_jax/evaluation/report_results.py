@@ -101,10 +101,6 @@ def _board(rows: list[Row], columns: dict[str, str]) -> dict[str, Any] | None:
     return {"columns": list(columns.values()), "rows": table, "chart": _chart(rows, lead), "lead": columns[lead]}
 
 
-def _best(key: str, values: list[float]) -> float:
-    return min(values) if key in LOWER_IS_BETTER else max(values)
-
-
 def _cell(interval: dict[str, Any] | None, best: float) -> dict[str, Any] | None:
     if interval is None:
         return None

@@ -14,7 +14,6 @@ import numpy as np
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import baselines, cold_start, summary
 from hisam_jax.evaluation.intervals import Bootstrap
-from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.evaluation.targets import RankingTargets, RetrievalTargets, ranking_targets, retrieval_targets
 from hisam_jax.files import atomic_write
 from hisam_jax.inference import scoring
@@ -66,19 +65,14 @@ def _model_tables(
         result["ranking"] = summary.ranking_summary(rated.label_E, logits, rated.user_E, bootstrap, logits)
         result["cold"]["ranking"] = cold_start.ranking_breakdown(logits, rated, bootstrap, logits)
         arrays["ranking_logits"] = logits
-    for head in ("generation", "retrieval"):
+    for head in scoring.LISTS:
         if head in run.heads and len(targets.user_T):
-            ranks = _ranks(run, targets, head)
+            beams = run.assembly.configs.evaluation.beams
+            ranks = scoring.ranks_of(head, run.scorer, run.reader, targets, beams)
             result[head] = summary.retrieval_summary(ranks, targets.user_T, bootstrap)
             result["cold"][head] = cold_start.retrieval_breakdown(ranks, targets, bootstrap)
             arrays |= {f"{head}_masked": ranks.masked_T, f"{head}_unmasked": ranks.unmasked_T}
     return result, arrays
-
-
-def _ranks(run: Run, targets: RetrievalTargets, head: str) -> Ranks:
-    if head == "retrieval":
-        return scoring.retrieval_ranks(run.scorer, run.reader, targets)
-    return scoring.generation_ranks(run.scorer, run.reader, targets, beams=run.assembly.configs.evaluation.beams)
 
 
 def _samples(run: Run, targets: RetrievalTargets, shown: int = 12, k: int = 10) -> list[dict[str, Any]]:

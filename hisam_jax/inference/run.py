@@ -16,17 +16,14 @@ from hisam_jax.evaluation.baselines import popularity
 from hisam_jax.evaluation.targets import Events, load_events
 from hisam_jax.inference.scorer import Scorer
 from hisam_jax.inference.scoring import HistoryReader
-from hisam_jax.tokenizer.trie import build_trie
 from hisam_jax.training.assembly import Assembly, assemble
 from hisam_jax.training.checkpoints import load_params
 
 
 def make_scorer(assembly: Assembly, params: Any, popularity_I: np.ndarray) -> Scorer:
     """A scorer of these parameters over the assembly's catalogue."""
-    table, configs = assembly.table, assembly.configs
-    trie = build_trie(table.full_codes(), table.vocab_sizes)
-    window, rows = configs.data.window, configs.evaluation.rows
-    return Scorer(assembly.model, params, assembly.catalog, trie, popularity_I, window, rows)
+    window, rows = assembly.configs.data.window, assembly.configs.evaluation.rows
+    return Scorer(assembly.model, params, assembly.catalog, assembly.trie, popularity_I, window, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +72,10 @@ def _load(workdir: Path, _: int) -> Run:
 
 
 def _check_identity(then: dict[str, Any], assembly: Assembly, workdir: Path) -> None:
-    now = json.loads(json.dumps(assembly.identity()))
-    changed = [name for name in now if then.get(name) != now[name]]
+    changed = assembly.differs_from(then)
     if changed:
         raise UserError(
-            f"the run was trained with another {changed[0]}: {then.get(changed[0])!r}, now {now[changed[0]]!r}",
+            f"the run was trained with another {changed}: {then.get(changed)!r}, now {assembly.identity()[changed]!r}",
             path=workdir / "run.json",
             expected="the dataset, IDs and config that the run was trained with",
         )

@@ -39,23 +39,21 @@ class Scorer:
         self.codes_IL = np.asarray(catalog.codes_IL)
         self.popularity_I = np.log1p(np.asarray(popularity_I, np.float32))
         self._leaf_I = trie.leaf_of_item()
-        self._vectors_ID = None
 
     @functools.cached_property
     def _leaf_sizes(self) -> np.ndarray:
         return np.diff(np.asarray(self.trie.leaf_start))
 
+    @functools.cached_property
     def item_vectors(self) -> jax.Array:
         """`[I, D]`, computed once."""
-        if self._vectors_ID is None:
-            self._vectors_ID = _item_vectors(self.model, self.params, self.catalog)
-        return self._vectors_ID
+        return _item_vectors(self.model, self.params, self.catalog)
 
     def retrieval(self, histories: Sequence[History]) -> np.ndarray:
         """float32 `[len(histories), I]`: each user vector's dot product with every item vector."""
         out = np.empty((len(histories), self.catalog.items), np.float32)
         for rows, batch in batches(histories, self.codes_IL, window=self.window, rows=self.rows):
-            scores = _retrieval(self.model, self.params, self.catalog, self.item_vectors(), batch)
+            scores = _retrieval(self.model, self.params, self.catalog, self.item_vectors, batch)
             out[rows] = np.asarray(scores)[: len(rows)]
         return self._serve_empty(histories, out)
 
@@ -89,12 +87,14 @@ class Scorer:
     def clicks_for(self, history: History, candidates: np.ndarray) -> np.ndarray:
         """Ranking logits of candidates after a history; candidates never see each other."""
         _, batch = next(batches([history], self.codes_IL, window=self.window, rows=1))
-        out = []
+        cache, out = _cache(self.model, self.params, self.catalog, batch), []
         for start in range(0, len(candidates), CANDIDATES):
             part = candidates[start : start + CANDIDATES]
             padded = np.zeros((1, CANDIDATES), np.int32)
             padded[0, : len(part)] = part
-            logits = _candidates(self.model, self.params, self.catalog, batch, padded, self.codes_IL[padded])
+            logits = _candidates(
+                self.model, self.params, self.catalog, cache, len(history), padded, self.codes_IL[padded]
+            )
             out.append(np.asarray(logits)[0, : len(part)])
         return np.concatenate(out)
 
@@ -151,13 +151,17 @@ def _clicks(model, params, catalog, batch):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _candidates(model, params, catalog, batch, item_BC, codes_BCL):
+def _cache(model, params, catalog, batch):
+    return model.apply({"params": params}, batch, catalog)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _candidates(model, params, catalog, cache, length, item_BC, codes_BCL):
     def run(module):
-        _, cache = module(batch, catalog)
         zeros = jnp.zeros_like(item_BC)
         group = {"item": item_BC, "codes": codes_BCL, "action": zeros, "gap": zeros.astype(jnp.float32)}
         x_BCTD = module.embed(group, catalog)
-        position = jnp.broadcast_to((batch["segment"] > 0).sum(1)[:, None], item_BC.shape)
+        position = jnp.full(item_BC.shape, length)
         state_BCTD, _ = module.run(x_BCTD, position, jnp.ones_like(item_BC), cache)
         return module.click_logits(state_BCTD)
 

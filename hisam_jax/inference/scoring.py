@@ -67,6 +67,16 @@ def generation_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTa
     return Ranks(masked, unmasked)
 
 
+LISTS = ("retrieval", "generation")  # the heads that are judged by ranked lists
+
+
+def ranks_of(head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int) -> Ranks:
+    """Ranks of all targets by one of `LISTS`; `beams` counts for generation only."""
+    if head == "retrieval":
+        return retrieval_ranks(scorer, reader, targets)
+    return generation_ranks(scorer, reader, targets, beams=beams)
+
+
 def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTargets) -> np.ndarray:
     """Click logits of all rated events [E], each with at least half a window of history where there is one."""
     window, out = scorer.window, np.empty(len(targets.user_E), np.float64)

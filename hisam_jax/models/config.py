@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
 
 
@@ -67,12 +68,8 @@ class HMATConfig:
     remat: bool = False
 
     def __post_init__(self):
-        for name in ("width", "layers", "heads", "kv_heads", "mlp"):
-            if getattr(self, name) < 1:
-                raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="1 or more")
-        for name in ("item_id_rows", "ranking", "generation", "retrieval"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0 or more")
+        check_least(self, "model", width=1, layers=1, heads=1, kv_heads=1, mlp=1)
+        check_least(self, "model", item_id_rows=0, ranking=0, generation=0, retrieval=0)
         for name in ("dropout", "id_dropout", "code_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0 or more, below 1")

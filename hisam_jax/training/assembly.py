@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from hisam_jax.config import build
+from hisam_jax.config import build, check_least
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import PipelineConfig
 from hisam_jax.errors import UserError
@@ -18,6 +20,7 @@ from hisam_jax.models.catalog import Catalog, make_catalog
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
+from hisam_jax.tokenizer.trie import Trie, build_trie
 from hisam_jax.training.loop import TrainingConfig
 
 SECTIONS = ("seed", "model", "data", "training", "evaluation")
@@ -42,10 +45,7 @@ class EvaluationConfig:
     samples: int = 8
 
     def __post_init__(self):
-        least = {"beams": 10, "rows": 1, "validation_users": 0, "resamples": 10, "samples": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise UserError(f"value {getattr(self, name)}", field=f"evaluation.{name}", expected=f"{value} or more")
+        check_least(self, "evaluation", beams=10, rows=1, validation_users=0, resamples=10, samples=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +107,16 @@ class Assembly:
             "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
             "ids_checksum": self.table.checksum,
         }
+
+    def differs_from(self, then: Mapping[str, Any]) -> str | None:
+        """The first part of the identity that is another than in `then`, a record's JSON; None where none is."""
+        now = json.loads(json.dumps(self.identity()))
+        return next((name for name in now if then.get(name) != now[name]), None)
+
+    @functools.cached_property
+    def trie(self) -> Trie:
+        """The existing IDs as a prefix tree, built once."""
+        return build_trie(self.table.full_codes(), self.table.vocab_sizes)
 
 
 def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping[str, Any]) -> Assembly:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 import jax
 import numpy as np
 
+from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
 from hisam_jax.progress import progress_bar
 from hisam_jax.training import checkpoints
@@ -61,10 +62,7 @@ class TrainingConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "seed": 0, "log_every": 1, "save_every": 1, "evaluate_every": 0, "keep": 1, "patience": 0}
-        for field, value in least.items():
-            if getattr(self, field) < value:
-                raise UserError(f"value {getattr(self, field)}", field=f"training.{field}", expected=f"{value} or more")
+        check_least(self, "training", steps=1, seed=0, log_every=1, save_every=1, evaluate_every=0, keep=1, patience=0)
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(f"value {self.max_minutes}", field="training.max_minutes", expected="more than 0, or None")
 

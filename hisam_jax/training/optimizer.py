@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
 
 _NEVER_DECAYED = re.compile(r"(^|[/_])(norm|scale|bias|offset|temperature)", re.IGNORECASE)
@@ -43,9 +44,7 @@ class OptimizerConfig:
         for field in ("learning_rate", "eps"):
             if not getattr(self, field) > 0:
                 raise UserError(f"value {getattr(self, field)}", field=f"optimizer.{field}", expected="more than 0")
-        for field in ("warmup_steps", "weight_decay", "clip_norm", "final_fraction"):
-            if not getattr(self, field) >= 0:
-                raise UserError(f"value {getattr(self, field)}", field=f"optimizer.{field}", expected="0 or more")
+        check_least(self, "optimizer", warmup_steps=0, weight_decay=0, clip_norm=0, final_fraction=0)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -56,7 +56,7 @@ def train(
     """
     assembly, folder = assemble(dataset, ids, config), Path(workdir)
     paths = {"dataset": os.fspath(Path(dataset).absolute()), "ids": os.fspath(Path(ids).absolute())}
-    _claim(folder, config, assembly)
+    _claim(folder, assembly)
 
     def describe() -> None:
         atomic_write(folder / "config.json", json.dumps(_plain(config), indent=2) + "\n")
@@ -91,7 +91,7 @@ def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
     rated = subset_of_users(ranking_targets(events, "validation"), limit, configs.seed)
     _check_monitor(assembly, rated, targets)
     reader = scoring.HistoryReader(assembly.dataset, window)
-    counts_I = popularity(events)
+    counts_I, beams = popularity(events), configs.evaluation.beams
 
     def evaluate(params: Any) -> dict[str, float]:
         scorer, out = make_scorer(assembly, params, counts_I), {}
@@ -102,12 +102,9 @@ def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
             out["validation/logloss"] = ranking.log_loss(rated.label_E, logits)
         if not len(targets.user_T):
             return out
-        if model.retrieval:
-            ranks = scoring.retrieval_ranks(scorer, reader, targets)
-            out |= _means("validation/retrieval", ranks)
-        if model.generation:
-            ranks = scoring.generation_ranks(scorer, reader, targets, beams=configs.evaluation.beams)
-            out |= _means("validation/generation", ranks)
+        for head in scoring.LISTS:
+            if getattr(model, head):
+                out |= _means(f"validation/{head}", scoring.ranks_of(head, scorer, reader, targets, beams))
         return out
 
     return lambda params: {name: value for name, value in evaluate(params).items() if math.isfinite(value)}
@@ -120,7 +117,7 @@ def _check_monitor(assembly: Assembly, rated: RankingTargets, targets: Retrieval
         known = ["validation/auc"] if math.isfinite(ranking.auc(rated.label_E, same_E)) else []
         known += ["validation/gauc"] if math.isfinite(ranking.gauc(rated.label_E, same_E, rated.user_E)) else []
         known += ["validation/logloss"]
-    for head in ("retrieval", "generation"):
+    for head in scoring.LISTS:
         if getattr(model, head) and len(targets.user_T):
             known += [f"validation/{head}/{metric}@10" for metric in ("recall", "ndcg")]
     if monitor is not None and monitor not in known:
@@ -142,7 +139,7 @@ OURS = ("checkpoints", "config.json", "metrics.jsonl", "tensorboard", ".config.j
 EMPTY = "an empty folder, or the run that these arguments began"
 
 
-def _claim(folder: Path, config: Mapping[str, Any], assembly: Assembly) -> None:
+def _claim(folder: Path, assembly: Assembly) -> None:
     """Refuses a folder that holds something else, or a run of other IDs or data, before anything in it is touched."""
     record = folder / "run.json"
     if not record.is_file():
@@ -151,11 +148,10 @@ def _claim(folder: Path, config: Mapping[str, Any], assembly: Assembly) -> None:
             what = f"holds {strange!r}, which is no part of a run"
             raise UserError(what, path=folder, field="workdir", expected=EMPTY)
         return
-    then, now = json.loads(record.read_text()).get("identity"), json.loads(json.dumps(assembly.identity()))
-    changed = [name for name in now if (then or {}).get(name) != now[name]]
+    changed = assembly.differs_from(json.loads(record.read_text()).get("identity") or {})
     if changed:
         raise UserError(
-            f"holds a run with another {changed[0]}",
+            f"holds a run with another {changed}",
             path=folder,
             field="workdir",
             expected=EMPTY,
