@@ -36,6 +36,12 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--image-encoder", metavar="NAME", default="hog_color", help="hog_color, clip:NAME, precomputed:FILE or none")
     add(
+        "--behaviour-encoder",
+        metavar="NAME",
+        default="none",
+        help="ppmi_svd (which items users took together in training), precomputed:FILE or none",
+    )
+    add(
         "--min-user",
         metavar="N",
         type=count,
@@ -79,6 +85,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         protocol=arguments.protocol,
         text_encoder=arguments.text_encoder,
         image_encoder=arguments.image_encoder,
+        behaviour_encoder=arguments.behaviour_encoder,
         min_user=arguments.min_user,
         min_item=arguments.min_item,
         seed=arguments.seed,

@@ -16,6 +16,7 @@ import polars as pl
 from hisam_jax.data import splits
 from hisam_jax.data.dataset import COLD_ITEM_EVENTS, COLD_USER_EVENTS, write_manifest
 from hisam_jax.data.disk import native_disk_errors
+from hisam_jax.data.encoders import Interactions
 from hisam_jax.data.features import write_features
 from hisam_jax.data.preparation import Events, drop_duplicates, k_core, renumber, time_order
 from hisam_jax.data.readers import read
@@ -52,6 +53,7 @@ def prepare(
     protocol: str = "leave_one_out",
     text_encoder: str = "tfidf_svd",
     image_encoder: str = "hog_color",
+    behaviour_encoder: str = "none",
     min_user: int = 1,
     min_item: int = 1,
     seed: int = 0,
@@ -65,7 +67,7 @@ def prepare(
     Args:
         source, raw, images, reader_options: what to read, see `hisam_jax.data.readers.read`; the shop gets `seed` too.
         protocol: one of `splits.PROTOCOLS`.
-        text_encoder, image_encoder: names for `make_encoder`; `none` leaves the modality out.
+        text_encoder, image_encoder, behaviour_encoder: names for `make_encoder`; `none` leaves the modality out.
         min_user, min_item: events that every user and item has in the end (k-core, to a fixed point).
         seed: of the order of the indices and of the tie-break among equal times.
         max_history: latest events that a model is to see of a user; recorded, the records are whole.
@@ -92,8 +94,10 @@ def prepare(
         prepared = _prepare_events(data, folder / "scratch", protocol, min_user, min_item, seed, max_rejected)
         items, rejected = _item_table(data, prepared)
         items, thumbnails, broken = _with_pictures(items)
+        encoders = {"text": text_encoder, "image": image_encoder}
+        encoders |= {"behaviour": behaviour_encoder} if behaviour_encoder != "none" else {}
         modalities, dropped, refused = write_features(
-            folder / "features", items, data, {"text": text_encoder, "image": image_encoder}, cache_dir
+            folder / "features", items, data, encoders, cache_dir, _liked_in_training(prepared)
         )
         _write_tables(folder, prepared, items, thumbnails, data.truth)
         write_sequences(folder / "sequences", _sequences(prepared, data.has_timestamps), len(prepared.user_ids))
@@ -224,6 +228,11 @@ def _with_pictures(items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int
     thumbnails, broken = make_thumbnails(items["image"].to_list())
     image = pl.when(pl.Series(broken)).then(None).otherwise(pl.col("image"))
     return items.with_columns(image=image), thumbnails, int(broken.sum())
+
+
+def _liked_in_training(prepared: _Prepared) -> Interactions:
+    chosen = (prepared.split == TRAIN) & (prepared.positive != 0)
+    return Interactions(prepared.events.user[chosen], prepared.events.item[chosen])
 
 
 def _write_tables(

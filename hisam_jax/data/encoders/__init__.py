@@ -1,4 +1,4 @@
-"""Frozen encoders of texts and pictures, by name, with results kept by content."""
+"""Frozen encoders of texts, pictures and behaviour, by name, with results kept by content."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from hisam_jax.data.encoders.base import Encoder, Features
+from hisam_jax.data.encoders.behaviour import Interactions, PpmiSvd
 from hisam_jax.data.encoders.cache import encode_cached
 from hisam_jax.data.encoders.image import HogColor
 from hisam_jax.data.encoders.precomputed import NoEncoder, Precomputed
@@ -13,22 +14,23 @@ from hisam_jax.data.encoders.pretrained import ClipImage, SentenceTransformerTex
 from hisam_jax.data.encoders.text import TfidfSvd
 from hisam_jax.errors import UserError
 
-__all__ = ["Encoder", "Features", "encode_cached", "make_encoder"]
+__all__ = ["Encoder", "Features", "Interactions", "encode_cached", "make_encoder"]
 
 _NAMED = {
     "text": {"tfidf_svd": TfidfSvd, "sentence_transformers:<name or folder>": SentenceTransformerText},
     "image": {"hog_color": HogColor, "clip:<name or folder>": ClipImage},
+    "behaviour": {"ppmi_svd": PpmiSvd},
 }
 _ANY = {"precomputed:<file>": Precomputed, "none": NoEncoder}
 
 
 def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
-    """The encoder called `name` for `modality` ('text', 'image' or one that only `precomputed:` can serve).
+    """The encoder called `name` for `modality`: text, image, behaviour, or one that only `precomputed:` serves.
 
     Args:
         modality: what the features are of.
         name: `tfidf_svd`, `sentence_transformers:<name or folder>`, `hog_color`, `clip:<name or folder>`,
-            `precomputed:<file>` or `none`.
+            `ppmi_svd` (with the option `interactions`), `precomputed:<file>` or `none`.
         **options: fields of the encoder's dataclass, such as `dim` or `batch_size`.
 
     Raises:
