@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hisam_jax.tokenizer import base, dst, mutual_information, quantization
+from hisam_jax.tokenizer import base, dst, fitting, mutual_information, quantization
 from hisam_jax.tokenizer.base import FeatureMap, PresentMap, Standardiser
 from hisam_jax.tokenizer.dst import Arrays, Networks
 from hisam_jax.tokenizer.dst_config import DSTConfig, Layout, make_layout
 from hisam_jax.tokenizer.dst_model import DSTModel
 from hisam_jax.tokenizer.quantization import Book
 
-STEPS_PER_CALL = 20
 WATCHES = 10  # times during training that the independent estimate of mutual information is taken
 WATCHED_ROWS = 4096
 SETTLE_ROWS = 65536
@@ -56,12 +54,12 @@ def fit_dst(
     has_any = np.any([present[m] for m, _ in layout.widths], axis=0)
     rows = np.flatnonzero(train_rows & has_any)
     rng = np.random.default_rng(seed)
-    load = functools.partial(_load, scales, features, present)
+    load = functools.partial(fitting.load, scales, features, present)
     key = jax.random.key(seed)
     state = init_state(cfg, layout, seed, *load(rng.permutation(rows)[: cfg.init_rows]))
     model = _freeze(cfg, layout, scales, state)
     watched = rng.permutation(rows)[:WATCHED_ROWS]
-    for start, picks_SB in _chunks(cfg, rows, rng):
+    for start, picks_SB in fitting.chunks(rows, cfg.batch_size, cfg.steps, rng):
         steps_S = jnp.arange(start, start + len(picks_SB))
         state, metrics = _run_steps(cfg, layout, state, jax.random.fold_in(key, 1), steps_S, *load(picks_SB))
         row = {name: float(np.mean(values)) for name, values in metrics.items()}
@@ -152,7 +150,15 @@ def train_step(
     adamw, _ = _optimizers(cfg)
     updates, optimizer = adamw.update(gradients, state.optimizer, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    books, usage = _update_books(cfg, seed_key, trainable, state.books, passed, dst.weights_of(present))
+    books, usage = fitting.update_books(
+        seed_key,
+        state.books,
+        passed.quantized,
+        dst.weights_of(present),
+        decay=cfg.decay,
+        dead_threshold=cfg.dead_threshold,
+        learned=trainable.get("codebooks"),
+    )
     if "codebooks" in trainable:
         trainable["codebooks"] = {name: [b.vectors_KD for b in group] for name, group in books.items()}
     club, club_optimizer, likelihood = _fit_club(cfg, layout, state, passed.sums, dst.weights_of(present))
@@ -180,33 +186,6 @@ def _weighted(cfg: DSTConfig, parts: Arrays, ramp: jax.Array) -> jax.Array:
             weight = cfg.mi_weight if name.startswith(f"mi/{dst.SHARED}|") else cfg.mi_specific_weight
             total = total + ramp * weight * parts[name]
     return total
-
-
-def _update_books(
-    cfg: DSTConfig,
-    key: jax.Array,
-    trainable: Mapping[str, Any],
-    books: Mapping[str, Sequence[Book]],
-    passed: dst.Forward,
-    weight: Arrays,
-) -> tuple[dict[str, tuple[Book, ...]], Arrays]:
-    """Next books, and per level the share of codes in use (`used/NAME`) and how many were re-seeded."""
-    learned = trainable.get("codebooks")
-    fresh, usage, number = {}, {}, itertools.count()
-    for name, group in books.items():
-        quantized, levels = passed.quantized[name], []
-        for depth, book in enumerate(group):
-            x_BD, code_B = quantized.residuals_LND[depth], quantized.codes_NL[:, depth]
-            book = quantization.ema_update(book, x_BD, code_B, weight[name], cfg.decay)
-            if learned:
-                book = book._replace(vectors_KD=learned[name][depth])
-            error_B = jnp.sum((x_BD - quantized.chosen_LND[depth]) ** 2, -1)
-            draw = jax.random.fold_in(key, next(number))
-            book, dead = quantization.reseed_dead(draw, book, x_BD, error_B, weight[name], cfg.dead_threshold)
-            levels.append(book)
-            usage[f"used/{name}/{depth}"] = 1 - dead / len(book.count_K)
-        fresh[name] = tuple(levels)
-    return fresh, usage
 
 
 def _fit_club(
@@ -248,25 +227,6 @@ def _run_steps(
         return train_step(cfg, layout, carry, key, *part)
 
     return jax.lax.scan(body, state, (steps_S, x_SBF, present_SB))
-
-
-def _chunks(cfg: DSTConfig, rows: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
-    """(first step, item rows [S, B]) of each compiled call; every epoch in a fresh order, its remainder dropped."""
-    size = min(cfg.batch_size, len(rows))
-    whole = len(rows) // size * size
-    epochs = (rng.permutation(rows)[:whole].reshape(-1, size) for _ in itertools.count())
-    batches = itertools.chain.from_iterable(epochs)
-    for start in range(0, cfg.steps, STEPS_PER_CALL):
-        yield start, np.stack(list(itertools.islice(batches, min(STEPS_PER_CALL, cfg.steps - start))))
-
-
-def _load(
-    scales: Mapping[str, Standardiser], features: FeatureMap, present: PresentMap, picks: np.ndarray
-) -> tuple[Arrays, Arrays]:
-    """Standardised features and presence of the items `picks`, of any shape."""
-    flat = picks.reshape(-1)
-    x = {m: scale(features[m][flat], present[m][flat]).reshape(*picks.shape, -1) for m, scale in scales.items()}
-    return x, {m: np.asarray(present[m][flat]).reshape(picks.shape) for m in scales}
 
 
 def _freeze(cfg: DSTConfig, layout: Layout, scales: Mapping[str, Standardiser], state: State) -> DSTModel:

@@ -99,6 +99,13 @@ def ema_update(book: Book, x_ND: jax.Array, code_N: jax.Array, weight_N: jax.Arr
     return Book(vectors_KD, count_K, total_KD)
 
 
+def perplexity(count_K: jax.Array) -> jax.Array:
+    """Exponential of the entropy of counts: how many codes, equally used, would be used as much. 0 without any."""
+    share_K = count_K / jnp.maximum(jnp.sum(count_K), 1e-30)
+    entropy = -jnp.sum(jnp.where(share_K > 0, share_K * jnp.log(jnp.where(share_K > 0, share_K, 1.0)), 0.0))
+    return jnp.where(jnp.sum(count_K) > 0, jnp.exp(entropy), 0.0)
+
+
 def reseed_dead(
     key: jax.Array, book: Book, x_ND: jax.Array, error_N: jax.Array, weight_N: jax.Array, threshold: float
 ) -> tuple[Book, jax.Array]:

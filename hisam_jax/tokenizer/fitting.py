@@ -1,0 +1,79 @@
+"""What tokenizers that learn by steps share: batches of rows, their features, and the codebooks' step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hisam_jax.tokenizer import quantization
+from hisam_jax.tokenizer.base import FeatureMap, PresentMap, Standardiser
+from hisam_jax.tokenizer.quantization import Book, Quantized
+
+Arrays = dict[str, jax.Array]
+STEPS_PER_CALL = 20
+
+
+def chunks(rows: np.ndarray, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
+    """(first step, item rows [S, B]) of each compiled call; every epoch in a fresh order, its remainder dropped."""
+    size = min(batch_size, len(rows))
+    whole = len(rows) // size * size
+    epochs = (rng.permutation(rows)[:whole].reshape(-1, size) for _ in itertools.count())
+    batches = itertools.chain.from_iterable(epochs)
+    for start in range(0, steps, STEPS_PER_CALL):
+        yield start, np.stack(list(itertools.islice(batches, min(STEPS_PER_CALL, steps - start))))
+
+
+def load(
+    scales: Mapping[str, Standardiser], features: FeatureMap, present: PresentMap, picks: np.ndarray
+) -> tuple[Arrays, Arrays]:
+    """Standardised features and presence of the items `picks`, of any shape."""
+    flat = picks.reshape(-1)
+    x = {m: scale(features[m][flat], present[m][flat]).reshape(*picks.shape, -1) for m, scale in scales.items()}
+    return x, {m: np.asarray(present[m][flat]).reshape(picks.shape) for m in scales}
+
+
+def update_books(
+    key: jax.Array,
+    books: Mapping[str, Sequence[Book]],
+    quantized: Mapping[str, Quantized],
+    weight: Arrays,
+    *,
+    decay: float,
+    dead_threshold: float,
+    learned: Mapping[str, Sequence[jax.Array]] | None = None,
+) -> tuple[dict[str, tuple[Book, ...]], Arrays]:
+    """Next books by moving average, dead codes re-seeded, and how each level is used.
+
+    Args:
+        key: for the draws of new codes.
+        books: group -> its books, before.
+        quantized: group -> what the batch took.
+        weight: group -> [B], 1 for a row that counts.
+        decay: of the moving averages.
+        dead_threshold: see `quantization.reseed_dead`.
+        learned: group -> vectors [K, D] that stand in for the averages where they learn by gradient.
+
+    Returns:
+        Books, and per level `used/NAME`, the share of codes that needed no re-seeding, and `perplexity/NAME`, the
+        exponential of the entropy of its counts, in codes.
+    """
+    fresh, usage, number = {}, {}, itertools.count()
+    for name, group in books.items():
+        passed, levels = quantized[name], []
+        for depth, book in enumerate(group):
+            x_BD, code_B = passed.residuals_LND[depth], passed.codes_NL[:, depth]
+            book = quantization.ema_update(book, x_BD, code_B, weight[name], decay)
+            if learned:
+                book = book._replace(vectors_KD=learned[name][depth])
+            usage[f"perplexity/{name}/{depth}"] = quantization.perplexity(book.count_K)
+            error_B = jnp.sum((x_BD - passed.chosen_LND[depth]) ** 2, -1)
+            draw = jax.random.fold_in(key, next(number))
+            book, dead = quantization.reseed_dead(draw, book, x_BD, error_B, weight[name], dead_threshold)
+            levels.append(book)
+            usage[f"used/{name}/{depth}"] = 1 - dead / len(book.count_K)
+        fresh[name] = tuple(levels)
+    return fresh, usage
