@@ -1,6 +1,7 @@
-"""Judging a tokenizer: use of its codes, collisions, reconstruction, disentanglement, cross-modal retrieval.
+"""Judging a tokenizer: use of its codes, collisions, reconstruction, disentanglement, cross-modal retrieval, probes.
 
-Everything is judged over all items, on codes before collisions are resolved (SPEC 2.5).
+On codes before collisions are resolved. Use and collisions are counted over all items; what needs features or pairs of
+items is judged on a sample, so that a million items take little more memory than twenty thousand.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import adjusted_mutual_info_score
 
 from hisam_jax.tokenizer import base, collisions
+from hisam_jax.tokenizer.adjusted_information import adjusted_information
 from hisam_jax.tokenizer.base import BRANCHES, CrossModal, FeatureMap, FittedTokenizer, Level, PresentMap
 from hisam_jax.tokenizer.mutual_information import entropy
+from hisam_jax.tokenizer.neighbours import lookalikes, neighbours
+from hisam_jax.tokenizer.probes import probe_codes
 
-AMI_ROWS = 20000
+SAMPLE = 20000
 RETRIEVAL_ITEMS = 1000
 
 
@@ -28,6 +31,8 @@ def diagnose(
     after_IL: np.ndarray,
     attributes: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
+    train_rows: np.ndarray | None = None,
+    weight_I: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The whole of `diagnostics.json` but its timings.
 
@@ -37,29 +42,71 @@ def diagnose(
         present: modality -> bool [I].
         codes_IL: codes before resolution.
         after_IL: full codes after it, digit included.
-        attributes: name -> integer label [I], negative where unknown; adjusted mutual information with each level.
+        attributes: name -> integer label [I], negative where unknown.
         seed: of samples and permutations.
+        train_rows: bool [I], items that the tokenizer was fitted on; all of them by default.
+        weight_I: how well users know each item; the best known are shown with their neighbours.
     """
     rng = np.random.default_rng(seed)
-    sample = np.sort(rng.permutation(len(codes_IL))[:AMI_ROWS])
-    columns = {level.name: _known(codes_IL[sample, i], level) for i, level in enumerate(model.levels)}
-    labels = {name: values[sample] for name, values in (attributes or {}).items()}
-    pairs = itertools.combinations(columns, 2)
+    items = len(codes_IL)
+    train_rows = np.ones(items, bool) if train_rows is None else train_rows
+    weight_I = np.zeros(items) if weight_I is None else weight_I
+    sample = np.sort(rng.permutation(items)[:SAMPLE])
+    part = {m: values[sample] for m, values in features.items()}, {m: values[sample] for m, values in present.items()}
     report = {
         "tokenizer": model.name,
         "levels": level_use(codes_IL, model.levels),
         "collision": {"before": collisions.collision(codes_IL), "after": collisions.collision(after_IL)},
         "bucket_gini": gini(np.bincount(collisions.keys_of(codes_IL))),
         "prefixes": prefix_counts(codes_IL),
-        "reconstruction": reconstruction_errors(model, features, present, codes_IL),
-        "ami": {f"{a}|{b}": ami(columns[a], columns[b], rng) for a, b in pairs},
-        "ami_attributes": {f"{a}|{b}": ami(columns[a], labels[b], rng) for b in labels for a in columns},
+        "reconstruction": reconstruction_errors(model, *part, codes_IL[sample]),
+        **information(codes_IL[sample], model.levels, {n: v[sample] for n, v in (attributes or {}).items()}, rng),
         "notes": list(model.notes),
         "history": model.history,
     }
     if isinstance(model, CrossModal):
-        report["cross_modal"] = cross_modal(model, features, present, rng)
+        report["cross_modal"] = cross_modal(model, features, present, rng, train_rows)
+    report["neighbours"] = neighbours(model, codes_IL, present, weight_I, rng)
+    queries = [entry["item"] for entry in report["neighbours"]]
+    report["lookalikes"] = lookalikes(model, features, present, codes_IL, queries, rng)
     return report
+
+
+def information(
+    codes_NL: np.ndarray, levels: Sequence[Level], attributes: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`ami` of levels, `ami_joint` of groups (all levels of one as one code), `ami_attributes` of both, and `probes`.
+
+    Joint codes tell what two levels only tell together; see `adjusted_information` for when they are too fine for it.
+    """
+    columns = {level.name: _known(codes_NL[:, index], level) for index, level in enumerate(levels)}
+    joint = joint_codes(codes_NL, levels)
+    pairs = {
+        "ami": itertools.combinations(columns.items(), 2),
+        "ami_joint": itertools.combinations(joint.items(), 2),
+        "ami_attributes": itertools.product({**columns, **joint}.items(), attributes.items()),
+    }
+    judge = {"ami": ami, "ami_joint": adjusted_information, "ami_attributes": adjusted_information}
+    found = {
+        key: {f"{a}|{b}": judge[key](x_N, y_N, rng) for (a, x_N), (b, y_N) in these} for key, these in pairs.items()
+    }
+    return found | {"probes": probe_codes(codes_NL, levels, attributes, rng)}
+
+
+def ami(a_N: np.ndarray, b_N: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    """`value` and `permuted` of `adjusted_information`: all that single levels need, which have headroom."""
+    figures = adjusted_information(a_N, b_N, rng)
+    return {name: figures[name] for name in ("value", "permuted")}
+
+
+def joint_codes(codes_NL: np.ndarray, levels: Sequence[Level]) -> dict[str, np.ndarray]:
+    """Group -> one number [N] for all its codes together; -1 where an item lacks one of them."""
+    joint = {}
+    for group in dict.fromkeys(level.modality for level in levels):
+        own = [index for index, level in enumerate(levels) if level.modality == group]
+        whole_N = (codes_NL[:, own] < [levels[index].size for index in own]).all(1)
+        joint[group] = np.where(whole_N, collisions.keys_of(codes_NL[:, own]), -1)
+    return joint
 
 
 def level_use(codes_IL: np.ndarray, levels: Sequence[Level]) -> list[dict[str, Any]]:
@@ -98,21 +145,6 @@ def gini(count_K: np.ndarray) -> float:
     return float(((2 * np.arange(1, size + 1) - size - 1) * np.sort(count_K)).sum() / (size * total))
 
 
-def ami(a_N: np.ndarray, b_N: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    """Adjusted mutual information over the smaller entropy, where both are >= 0, and the same after a permutation."""
-    both_N = (a_N >= 0) & (b_N >= 0)
-    a_N, b_N = a_N[both_N], b_N[both_N]
-    if len(a_N) < 2:
-        return {"value": 0.0, "permuted": 0.0}
-    return {"value": _ami(a_N, b_N), "permuted": _ami(a_N, rng.permutation(b_N))}
-
-
-def _ami(a_N: np.ndarray, b_N: np.ndarray) -> float:
-    if min(a_N.max() - a_N.min(), b_N.max() - b_N.min()) == 0:
-        return 0.0  # a constant tells nothing; the library calls two constants a perfect match
-    return float(adjusted_mutual_info_score(a_N, b_N, average_method="min"))
-
-
 def reconstruction_errors(
     model: FittedTokenizer, features: FeatureMap, present: PresentMap, codes_IL: np.ndarray
 ) -> dict[str, dict[str, float]]:
@@ -132,26 +164,55 @@ def reconstruction_errors(
 
 
 def cross_modal(
-    model: CrossModal, features: FeatureMap, present: PresentMap, rng: np.random.Generator
-) -> dict[str, dict[str, float]]:
-    """Finding an item's other view among 1,000 items by its latent and by its shared codes; equals rank in the middle.
+    model: CrossModal,
+    features: FeatureMap,
+    present: PresentMap,
+    rng: np.random.Generator,
+    train_rows: np.ndarray | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Finding an item's other view among 1,000 items by its latent and by the vector of its shared codes.
 
-    Keys are `from->to`, values recall at 1 and 10 for each, and the number of items.
+    Keys are `from->to`; values recall at 1 and 10 for each, and the number of `items` asked for and `pool` looked
+    through. Equals rank in the middle. Items that the tokenizer was fitted on come first; those that it was not, where
+    there are two, under `held_out`, among as many others.
     """
-    names = [m for m in model.scales if present[m].any()]
+    names = [m for m in features if present[m].any()]
+    train_rows = np.ones(len(next(iter(present.values()))), bool) if train_rows is None else train_rows
     found = {}
     for a, b in itertools.permutations(names, 2):
-        rows = np.flatnonzero(present[a] & present[b])
-        rows = np.sort(rng.permutation(rows)[:RETRIEVAL_ITEMS])
-        if len(rows) < 2:
-            continue
-        views = model.views({m: v[rows] for m, v in features.items()}, {m: v[rows] for m, v in present.items()})
-        row = {"items": len(rows)}
-        for kind, index in (("latent", 0), ("codes", 1)):
-            rank_N = _ranks(views[a][index], views[b][index])
-            row |= {f"{kind}_recall@{k}": float((rank_N < k).mean()) for k in (1, 10)}
-        found[f"{a}->{b}"] = row
+        both = present[a] & present[b]
+        fitted, unseen = (rng.permutation(np.flatnonzero(both & part)) for part in (train_rows, ~train_rows))
+        row = _retrieval(model, features, present, (a, b), fitted, unseen[:0])
+        if row:
+            held_out = _retrieval(model, features, present, (a, b), unseen, fitted)
+            found[f"{a}->{b}"] = row | ({"held_out": held_out} if held_out else {})
     return found
+
+
+def _retrieval(
+    model: CrossModal,
+    features: FeatureMap,
+    present: PresentMap,
+    way: tuple[str, str],
+    asked: np.ndarray,
+    others: np.ndarray,
+) -> dict[str, float]:
+    """Recall of `asked` items among themselves and as many `others` as make a full pool; {} of fewer than two."""
+    asked = asked[:RETRIEVAL_ITEMS]
+    pool = np.concatenate([asked, others[: RETRIEVAL_ITEMS - len(asked)]])
+    if len(asked) < 2:
+        return {}
+    order = np.argsort(pool)  # a memory-mapped file is read in its own order
+    rows = pool[order]
+    views = model.views({m: v[rows] for m, v in features.items()}, {m: v[rows] for m, v in present.items()})
+    if not set(way) <= views.keys():
+        return {}
+    is_asked = order < len(asked)
+    row: dict[str, float] = {"items": len(asked), "pool": len(pool)}
+    for kind, index in (("latent", 0), ("codes", 1)):
+        rank_N = _ranks(views[way[0]][index], views[way[1]][index])[is_asked]
+        row |= {f"{kind}_recall@{k}": float((rank_N < k).mean()) for k in (1, 10)}
+    return row
 
 
 def _ranks(query_ND: np.ndarray, key_ND: np.ndarray) -> np.ndarray:

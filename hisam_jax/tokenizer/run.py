@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -12,7 +13,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-import polars as pl
 
 from hisam_jax import config as configs
 from hisam_jax.data.dataset import Dataset
@@ -20,6 +20,8 @@ from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_directory
 from hisam_jax.progress import progress_bar
 from hisam_jax.tokenizer import collisions, diagnostics, registry
+from hisam_jax.tokenizer.alarms import AlarmConfig, Watch
+from hisam_jax.tokenizer.attributes import attributes_of
 from hisam_jax.tokenizer.base import FittedTokenizer, Progress
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 
@@ -35,7 +37,8 @@ def tokenize(
 
     Args:
         dataset: folder that `prepare` left.
-        config: fields `name`, `seed`, `collisions`, and a section called as the tokenizer; a file or the config itself.
+        config: fields `name`, `seed`, `collisions`, a section called as the tokenizer, and optionally `alarms` (see
+            `AlarmConfig`); a file or the config itself.
         out: folder for codes.npy, digit.npy, items.parquet, manifest.json, tokenizer.npz, tokenizer.json and
             diagnostics.json; whole or untouched.
         overrides: `{"dst.width": "32"}`, for a config file.
@@ -45,7 +48,8 @@ def tokenize(
         What diagnostics.json holds.
 
     Raises:
-        UserError: no such dataset, no features at all, an unknown tokenizer or field.
+        UserError: no such dataset, no features at all, an unknown tokenizer or field; training that broke off, or with
+            `alarms.strict` raised an alarm.
     """
     if not isinstance(config, ml_collections.ConfigDict):
         config = configs.load_config(config, overrides)
@@ -54,19 +58,30 @@ def tokenize(
     configs.need(config, config.name)
     seed = configs.seed_of(config)
     settings = configs.build(entry.config, config[config.name], config.name)
+    limits = configs.build(AlarmConfig, config.get("alarms", {}), "alarms")
     data = Dataset.load(dataset)
     if not any(present.any() for present in data.present.values()):
         expected = "text or image features: run `hisam prepare` with an encoder"
         raise UserError("the dataset has no features at all", path=data.path, field="modalities", expected=expected)
     started = time.perf_counter()
-    with contextlib.nullcontext(progress) if progress else _bar(config.name) as show:
-        model = entry.fit(settings, data.features, data.present, data.train_items, seed, show)
+    watch = Watch(limits, int(data.train_items.sum()), dataclasses.asdict(settings))
+    with contextlib.nullcontext(progress) if progress else _bar(config.name) as show, watch.last_words():
+        model = entry.fit(settings, data.features, data.present, data.train_items, seed, watch.beside(show))
     fitted = time.perf_counter()
     codes_IL = model.assign(data.features, data.present)
     assigned = time.perf_counter()
+    watch.check_levels(diagnostics.level_use(codes_IL, model.levels))
     table = make_table(model, data, codes_IL, config)
     report = diagnostics.diagnose(
-        model, data.features, data.present, codes_IL, table.full_codes(), _attributes(data), config.seed
+        model,
+        data.features,
+        data.present,
+        codes_IL,
+        table.full_codes(),
+        attributes_of(data.items, data.truth()),
+        config.seed,
+        data.train_items,
+        data.items["train_count"].to_numpy(),
     )
     report |= {
         "seconds": time.perf_counter() - started,
@@ -76,6 +91,7 @@ def tokenize(
         "train_items": int(data.train_items.sum()),
         "checksum": table.checksum,
         "collisions": config.collisions,
+        "alarms": [dataclasses.asdict(alarm) for alarm in watch.raised],
     }
     with atomic_directory(out, holds="diagnostics.json") as scratch:
         registry.save_tokenizer(model, scratch)
@@ -109,14 +125,6 @@ def make_table(
 def load_ids(path: str | os.PathLike, data: Dataset) -> SemanticIDTable:
     """The table at `path`, checked to be this dataset's."""
     return SemanticIDTable.load(Path(path), data.items["item_id"].to_list())
-
-
-def _attributes(data: Dataset) -> dict[str, np.ndarray]:
-    """First category of each item as a label, negative where it has none: a probe, never an input."""
-    first = data.items["categories"].list.get(0, null_on_oob=True)
-    if first.n_unique() < 2:
-        return {}
-    return {"category": first.cast(pl.Categorical).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()}
 
 
 @contextlib.contextmanager
