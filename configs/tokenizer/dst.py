@@ -9,11 +9,13 @@ import dataclasses
 
 import ml_collections
 
+from hisam_jax.tokenizer.alarms import AlarmConfig
 from hisam_jax.tokenizer.dst_config import DSTConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`collisions`: digit, next_nearest, sinkhorn or none."""
+    """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
+    alarms, settings = dataclasses.asdict(AlarmConfig()), dataclasses.asdict(DSTConfig())
     return ml_collections.ConfigDict(
-        {"name": "dst", "seed": 0, "collisions": "digit", "dst": dataclasses.asdict(DSTConfig())}
+        {"name": "dst", "seed": 0, "collisions": "digit", "alarms": alarms, "dst": settings}
     )

@@ -8,12 +8,14 @@ import dataclasses
 
 import ml_collections
 
+from hisam_jax.tokenizer.alarms import AlarmConfig
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeansConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """`collisions`: digit, next_nearest, sinkhorn or none."""
+    """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
     settings = dataclasses.asdict(ResidualKMeansConfig())
+    alarms = dataclasses.asdict(AlarmConfig())
     return ml_collections.ConfigDict(
-        {"name": "residual_kmeans", "seed": 0, "collisions": "digit", "residual_kmeans": settings}
+        {"name": "residual_kmeans", "seed": 0, "collisions": "digit", "alarms": alarms, "residual_kmeans": settings}
     )

@@ -14,12 +14,15 @@ def _tokenize_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="where the table of semantic IDs and diagnostics.json go"
     )
+    parser.add_argument("--json", action="store_true", help="print diagnostics.json in place of its table")
 
 
 def _tokenize(arguments: argparse.Namespace) -> Any:
+    from hisam_jax.tokenizer.diagnostics_table import diagnostics_table
     from hisam_jax.tokenizer.run import tokenize
 
-    return tokenize(arguments.dataset, config_of(arguments), arguments.out)
+    report = tokenize(arguments.dataset, config_of(arguments), arguments.out)
+    return report if arguments.json else diagnostics_table(report, arguments.out)
 
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
