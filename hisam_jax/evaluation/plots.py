@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,19 +21,28 @@ _WIDTH, _HEIGHT = 5.4, 2.7  # inches at 72 units each
 _FONT = 9.5
 
 
-def lines(name: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:
+def lines(
+    name: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    label: str,
+    tones: Mapping[str, int] | None = None,
+    dashed: Collection[str] = (),
+) -> str:
     """Label -> (x, y) curves over training steps, named at their ends.
 
     Args:
         name: unique on the page.
         series: what to draw, in the order of the palette; non-finite values leave gaps.
         label: what the vertical axis shows.
+        tones: place in the palette of curves that have a colour elsewhere on the page.
+        dashed: curves told apart from others of the same colour.
     """
     axes = _axes(label, "step")
     ends = []
     for index, (title, (x, y)) in enumerate(series.items()):
-        colour = NAMED.get(title, SERIES[index % len(SERIES)])
-        axes.plot(x, y, color=colour, linewidth=1.8, solid_capstyle="round", marker="o" if len(x) < 12 else "", ms=3.5)
+        colour = SERIES[tones[title]] if tones else NAMED.get(title, SERIES[index % len(SERIES)])
+        marker, style = "o" if len(x) < 12 else "", (0, (4, 2)) if title in dashed else "-"
+        axes.plot(x, y, color=colour, linewidth=1.8, solid_capstyle="round", marker=marker, ms=3.5, linestyle=style)
         ends.append((float(y[-1]), x[-1], colour))
     axes.margins(x=0.01, y=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -105,12 +114,18 @@ def _name_ends(axes: Axes, names: list[str], ends: list[tuple[float, float, str]
     """Writes each curve's name beside its last point, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     gap, previous = (high - low) * 0.085, -np.inf
-    for index in np.argsort([end[0] for end in ends], kind="stable"):
-        y, x, colour = ends[index]
-        previous = max(y, previous + gap)
+    order, places = np.argsort([end[0] for end in ends], kind="stable"), {}
+    for index in order:
+        places[index] = previous = max(ends[index][0], previous + gap)
+    limit = high
+    for index in order[::-1]:  # what was pushed over the top comes down again
+        places[index] = min(places[index], limit)
+        limit = places[index] - gap
+    for index in order:
+        _, x, colour = ends[index]
         axes.annotate(
             names[index],
-            (x, previous),
+            (x, places[index]),
             xytext=(8, 0),
             textcoords="offset points",
             va="center",

@@ -104,6 +104,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["svg"] = Markup  # our own charts, whose text matplotlib escapes
     environment.filters["count"] = lambda value: f"{value:,.0f}".replace(",", "\u2009")
     environment.filters["percent"] = percent
+    environment.filters["two"] = lambda value: f"{round(value, 2) + 0.0:.2f}"  # the sum makes -0.0 a 0.0
     return environment
 
 

@@ -217,7 +217,7 @@ class Watch:
                 continue
             a, b = (code.partition("/")[0] for code in pair.split("|"))
             bound = row.get(f"mi/{a}|{b}")
-            if bound is not None and told > TOLD_NATS and bound < told / 2:
+            if bound is not None and told > TOLD_NATS and bound < told / 3:
                 steps, rate = self._settings.get("mi_steps"), self._settings.get("mi_learning_rate")
                 cause = f"likely cause: vCLUB's q is stale; raise mi_steps ({steps}) or mi_learning_rate ({rate})"
                 found = f"bound of {bound:.2f} nats where codes alone share {told:.2f}"

@@ -27,7 +27,7 @@ def neighbours(
     weight_I: np.ndarray,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """`QUERIES` items, each `{item, groups{group: {items, same}}}`: rows of the nearest, and how many share all codes.
+    """`QUERIES` items, each `{item, groups{group: {items, same}}}`: rows of the nearest, and how many have its codes.
 
     Same codes of the group come first, then by the distance between what its codes decode to; equals in random order.
     """
@@ -60,7 +60,7 @@ def choose(codes_PL: np.ndarray, levels: Sequence[Level], present: PresentMap, w
 def nearest(
     row: int, key_P: np.ndarray, decoded_KF: np.ndarray | None, has_P: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-    """(rows of the `NEAREST` others, how many of those have the same codes).
+    """(rows of the `NEAREST` others, how many others have the same codes, shown or not).
 
     Args:
         row: whose neighbours.
@@ -79,7 +79,7 @@ def nearest(
     distance_P[row] = np.inf
     order = np.lexsort((rng.random(len(key_P)), distance_P))
     order = order[np.isfinite(distance_P[order])][:NEAREST]
-    return order, int(same_P[order].sum())
+    return order, int(same_P.sum()) - 1
 
 
 def _decoded(
@@ -108,10 +108,11 @@ def lookalikes(
     """What each branch rebuilds, told by the real items that look most like it, for `queries` and in the mean.
 
     Returns:
-        `items`: `[{item, modality, full, shared_only, specific_only}]`, each branch the rows of the `LOOKALIKES` items
-        whose standardised features have the greatest cosine with what it rebuilds (a short code rebuilds too close to
-        the mean for a distance to be of use); `rank`: modality -> branch -> `{median, first}`, the item's own place
-        from 1 and the share of items in the first place, among up to `RIVALS` items; and `rivals`, their number.
+        `items`: `[{item, modality, full, shared_only, specific_only, place}]`, each branch the rows of the `LOOKALIKES`
+        items whose standardised features have the greatest cosine with what it rebuilds (a short code rebuilds too
+        close to the mean for a distance to be of use), `place` the item's own among all, from 1, by branch;
+        `rank`: modality -> branch -> `{median, first}`, the middle of all items' own places and the share in the first;
+        `rivals`: modality -> the number of items compared, `RIVALS` and the queries at most.
     """
     report: dict[str, Any] = {"items": [], "rank": {}, "rivals": {}}
     for m in model.reconstruct(codes_IL[:1], "full"):
@@ -126,12 +127,12 @@ def lookalikes(
         report["rivals"][m] = len(pool)
         for item in wanted:
             at = int(np.searchsorted(pool, item))
-            best = {
-                branch: pool[np.argsort(-score_PP[at], kind="stable")[:LOOKALIKES]].tolist()
-                for branch, score_PP in similar.items()
-                if np.ptp(score_PP[at]) > 0  # a branch without codes rebuilds nothing, which nothing looks like
+            told = {  # a branch without codes rebuilds nothing, which nothing looks like
+                branch: score_PP[at] for branch, score_PP in similar.items() if np.ptp(score_PP[at]) > 0
             }
-            report["items"].append({"item": int(item), "modality": m, **best})
+            best = {b: pool[np.argsort(-score_P, kind="stable")[:LOOKALIKES]].tolist() for b, score_P in told.items()}
+            place = {b: int((score_P > score_P[at]).sum()) + 1 for b, score_P in told.items()}
+            report["items"].append({"item": int(item), "modality": m, **best, "place": place})
     return report
 
 
