@@ -8,10 +8,8 @@ The peak is the subprocess's own `ru_maxrss`; features are left out, as their co
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from benchmarks.common import RESULTS, processor, today, versions
 from hisam_jax.progress import progress
 
 USERS, ITEMS = 162_541, 62_423  # MovieLens-25M, at 25,000,095 ratings
@@ -88,17 +87,6 @@ def measure(rows: int, protocol: str, seed: int, scratch: str | None) -> dict:
         shutil.rmtree(folder)
 
 
-def environment() -> dict:
-    """Where and with what it ran."""
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "polars", "array_record")}
-    cpu = next((ln.split(":")[1].strip() for ln in open("/proc/cpuinfo") if ln.startswith("model name")), "unknown")
-    return {
-        "device": f"{cpu}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {"python": platform.python_version(), **versions},
-    }
-
-
 def write(results: Path, record: dict) -> None:
     """`preparation.json` and `preparation.md`."""
     results.mkdir(parents=True, exist_ok=True)
@@ -127,11 +115,12 @@ def main() -> None:
     parser.add_argument("--protocol", default="leave_one_out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", metavar="DIR", help="a folder with 3 GB to spare (default: the system's)")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     arguments = parser.parse_args()
     result = measure(arguments.rows, arguments.protocol, arguments.seed, arguments.scratch)
     command = f"python -m benchmarks.preparation --rows {arguments.rows} --protocol {arguments.protocol}"
-    write(arguments.results, {**environment(), "seed": arguments.seed, "command": command, "result": result})
+    environment = {"device": processor(), "date": today(), "versions": versions("numpy", "polars", "array_record")}
+    write(arguments.results, {**environment, "seed": arguments.seed, "command": command, "result": result})
     print((arguments.results / "preparation.md").read_text())
     if result["peak_gib"] > BUDGET_GIB:
         sys.exit(f"peak memory {result['peak_gib']:.2f} GiB is over the budget of {BUDGET_GIB} GiB")

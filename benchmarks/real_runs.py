@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from benchmarks.common import RESULTS, Started, interval, processor, start, today, versions, wait
 from hisam_jax.evaluation import summary
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.files import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
 VARIANTS = {"HMAT": [], "flat": ["--config.model.anchors=False"]}
 
 
@@ -101,10 +96,10 @@ def run_one(name: str, run: RealRun, data: Path, work: Path) -> dict[str, Any]:
     }
     for step, command in commands.items():
         if not (work / ("dataset" if step == "prepare" else "ids")).is_dir():
-            _wait([_start(command.format(data=data), work / f"{step}.log")])
+            wait([_start(command.format(data=data), work / f"{step}.log")])
     shared = f"train --dataset {work}/dataset --ids {work}/ids --config {run.config} {' '.join(run.overrides)}"
     for verb in (shared, "evaluate"):
-        _wait(
+        wait(
             [
                 _start(
                     f"{verb} --workdir {work}/{variant} {' '.join(flags) if verb is shared else ''}",
@@ -117,32 +112,17 @@ def run_one(name: str, run: RealRun, data: Path, work: Path) -> dict[str, Any]:
     return {
         "title": run.title,
         "command": f"python -m benchmarks.real_runs --data DIR --only {name}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": f"{_processor()}, one core a variant",
-        "versions": {"python": sys.version.split()[0], "jax": jax.__version__},
+        "date": today(),
+        "device": f"{processor()}, one core a variant",
+        "versions": versions("jax"),
         "tokenizer": _tokenizer(work),
         "variants": {variant: _read_variant(work / variant) for variant in VARIANTS},
         "difference": _difference(*(work / variant for variant in VARIANTS)),
     }
 
 
-def _start(command: str, log: Path, core: int | None = None) -> tuple[subprocess.Popen, Path]:
-    pinned = {core % os.cpu_count()} if core is not None else None
-    stream = open(log, "ab")  # noqa: SIM115 - closed by the process's end
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hisam_jax", *shlex.split(command)],
-        stdout=subprocess.DEVNULL,
-        stderr=stream,
-        preexec_fn=(lambda: os.sched_setaffinity(0, pinned)) if pinned else None,
-    )
-    stream.close()
-    return process, log
-
-
-def _wait(started: list[tuple[subprocess.Popen, Path]]) -> None:
-    for process, log in started:
-        if process.wait():
-            raise SystemExit(f"exit code {process.returncode}; see {log}")
+def _start(command: str, log: Path, core: int | None = None) -> Started:
+    return start(["-m", "hisam_jax", *shlex.split(command)], log, core)
 
 
 def _read_variant(folder: Path) -> dict[str, Any]:
@@ -172,12 +152,6 @@ def _difference(ours: Path, theirs: Path) -> dict[str, Any]:
             ranks = [Ranks(x[f"{head}_masked"], x[f"{head}_unmasked"]) for x in (one, other)]
             out[head] = summary.retrieval_difference(*ranks, one["user"], bootstrap)
     return out
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
 
 
 COLUMNS = {
@@ -216,7 +190,7 @@ def overview(results: dict[str, Any]) -> str:
                 if metric not in one["evaluation"][kind]:
                     continue
                 values = [variant["evaluation"][kind][metric] for variant in (one, other)]
-                cells = [_cell(value) for value in (*values, result["difference"][kind][metric])]
+                cells = [interval(value) for value in (*values, result["difference"][kind][metric])]
                 cells.append(_best_baseline(one["evaluation"]["baselines"], kind, metric))
                 lines.append(f"| {result['title']} | {kind} {metric} | " + " | ".join([*cells, *cost]) + " |")
     return "\n".join(lines) + "\n"
@@ -261,15 +235,8 @@ def _table(head: str, columns: tuple[str, ...], result: dict[str, Any]) -> list[
     rows += [(name, table[kind]) for name, table in baselines.items() if kind in table]
     lines = [f"| {head} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, values in rows:
-        lines.append(f"| {name} | " + " | ".join(_cell(values.get(column)) for column in columns) + " |")
+        lines.append(f"| {name} | " + " | ".join(interval(values.get(column)) for column in columns) + " |")
     return [*lines, ""]
-
-
-def _cell(value: dict[str, Any] | None) -> str:
-    if not value:
-        return ""
-    low, high = value["ci95"]
-    return f"{value['value']:.4f} [{low:.4f}, {high:.4f}]"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""What benchmarks share: where they ran, processes pinned to a core, tables."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+Started = tuple[subprocess.Popen, Path]
+
+
+def processor() -> str:
+    """The CPU's name and its number of cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
+
+
+def today() -> str:
+    """The date, UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of `packages`."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def start(arguments: Sequence[str], log: Path, core: int | None = None) -> Started:
+    """Starts `python ARGUMENTS` with stderr appended to `log`, on one core where one is given."""
+    pinned = {core % os.cpu_count()} if core is not None else None
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
+            preexec_fn=(lambda: os.sched_setaffinity(0, pinned)) if pinned else None,
+        )
+    return process, log
+
+
+def wait(started: Iterable[Started]) -> None:
+    """Waits for all of them; the first failure ends the benchmark and names its log."""
+    for process, log in started:
+        if process.wait():
+            raise SystemExit(f"exit code {process.returncode}; see {log}")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(part) for part in line) + " |" for line in lines) + "\n"
+
+
+def interval(value: dict[str, Any] | None, digits: int = 4) -> str:
+    """A metric with its 95 % interval, empty where it is undefined."""
+    if not value:
+        return ""
+    low, high = value["ci95"]
+    return f"{value['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
