@@ -1,0 +1,113 @@
+"""The tokenizers' benchmark: what it counts, what it keeps, what it says."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.tokenizers import __main__ as command
+from benchmarks.tokenizers import collapse, real, training
+
+
+def count(function, *arguments) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    found = training.products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return sorted((product.left, product.right, times) for product, times in found)
+
+
+def test_products_are_counted_through_loops_and_calls():
+    x, w = jnp.ones((3, 4)), jnp.ones((4, 4))
+
+    def loop(x, w):
+        once = jax.jit(lambda x: x @ w)(x)
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), once, length=5)[0].sum()
+
+    assert count(loop, x, w) == [((3, 4), (4, 4), 1), ((3, 4), (4, 4), 5)]
+    # the backward pass has two more for every one whose operands both need a gradient
+    times = [times for *_, times in count(jax.grad(loop, argnums=(0, 1)), x, w)]
+    assert sum(times) == 3 * 6
+
+
+def test_flops_are_two_a_multiplication():
+    product = next(training.products(jax.make_jaxpr(lambda a, b: a @ b)(jnp.ones((3, 4)), jnp.ones((4, 5))).jaxpr))[0]
+    assert training._flops(product) == 2 * 3 * 4 * 5
+
+
+def test_the_products_alone_run_as_often_as_they_are_counted():
+    product = next(training.products(jax.make_jaxpr(lambda a, b: a @ b)(jnp.ones((3, 4)), jnp.ones((4, 5))).jaxpr))[0]
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 4), (4, 5)))
+    total = training._products_alone({product: 3})()
+    assert float(total) == pytest.approx(3 * training.STEPS * float((left @ right)[0, 0]), rel=1e-4)
+
+
+def test_parts_that_are_not_asked_for_keep_their_figures(tmp_path):
+    level = {"utilisation": 0.95, "perplexity": 200.0, "size": 256}
+    worse = {**level, "utilisation": 0.5}
+    seeds = {"0": {"seconds": 1.0, "levels": {"shared/0": level}}, "1": {"seconds": 1.0, "levels": {"shared/0": worse}}}
+    about = {"command": "c", "date": "d", "device": "e", "versions": {"jax": "1"}, "minutes": 1.0}
+    made = {**about, "result": {"seeds": [0, 1], "cells": {"ml-1m|dst": seeds}}}
+    command.write(tmp_path, "collapse", made)
+    row = {"batch": 8, "products": 2, "gigaflops": 1.0, "step_seconds": 0.5, "product_seconds": 0.25}
+    row |= {"items_per_second": {"fit": 1000.0, "step": 16.0, "products": 32.0}}
+    command.write(tmp_path, "training", {**about, "result": {"seeds": [0], "rows": [row]}})
+    kept, page = json.loads((tmp_path / "tokenizers.json").read_text()), (tmp_path / "tokenizers.md").read_text()
+    assert list(kept) == ["collapse", "training"] and kept["collapse"] == made
+    assert "| dst | shared/0 | 50.0% | 95.0% | 200 | 200 | 1 of 2 |" in page and "| 50% | 1,000 |" in page
+    assert page.index("No collapse") < page.index("Training DST") and "seeds 0, 1;" in page
+
+
+def test_a_finished_seed_is_not_fitted_again_unless_its_settings_changed(tmp_path):
+    calls = []
+
+    def fit(seed):
+        calls.append(seed)
+        return {"settings": fit.settings, "seconds": 1.0, "levels": {}}
+
+    for settings, expected in (("a", [0, 1]), ("a", [0, 1]), ("b", [0, 1, 0, 1])):
+        fit.settings = settings
+        assert list(collapse._over_seeds([0, 1], fit, tmp_path / "cell")) == ["0", "1"]
+        assert calls == expected
+
+
+def test_cells_of_other_settings_are_removed_and_finished_ones_are_kept(tmp_path):
+    cell = tmp_path / "cell"
+    spec = real.cell.Spec("dataset", {"name": "random"}, steps=1, window=2, users=3, seed=0)
+    real._claim(cell, spec)
+    (cell / "result.json").write_text("{}")
+    real._claim(cell, spec)
+    assert (cell / "result.json").exists()
+    real._claim(cell, real.dataclasses.replace(spec, steps=2))
+    assert not (cell / "result.json").exists() and (cell / "spec.json").exists()
+
+
+def test_differences_are_paired_by_user_and_averaged_over_seeds(tmp_path):
+    ranks = {"dst": ([1, 50, 50, 50], [1, 50, 50, 50]), "random": ([1, 1, 50, 50], [1, 50, 50, 50])}
+    plan = {}
+    for name, seeds in ranks.items():
+        for seed, rank in enumerate(seeds):
+            folder = tmp_path / name / str(seed)
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text("{}")
+            arrays = {f"{head}_{kind}": np.array(rank) for head in real.HEADS for kind in ("masked", "unmasked")}
+            np.savez(folder / "predictions.npz", user=np.arange(4), **arrays)
+            plan.setdefault(name, []).append(folder)
+    found = real._gather(plan)
+    assert found["dst"]["metrics"]["generation"]["recall@10"]["value"] == 0.25 and "minus_dst" not in found["dst"]
+    assert found["random"]["minus_dst"]["retrieval"]["recall@10"]["value"] == pytest.approx(0.125)
+    other = {"user": np.arange(1, 5)} | {k: v for k, v in arrays.items()}
+    np.savez(plan["random"][0] / "predictions.npz", **other)
+    with pytest.raises(ValueError, match="same users"):
+        real._gather(plan)
+
+
+def test_a_part_gets_only_the_options_that_it_takes(tmp_path, monkeypatch):
+    given = {}
+    module = types.SimpleNamespace(run=lambda work: given.update(work=work) or {"x": 1})
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: module)
+    made = command.record("planted", {"work": tmp_path / "w", "data": None, "quick": True})
+    assert given == {"work": tmp_path / "w"} and made["result"] == {"x": 1} and (tmp_path / "w").is_dir()
