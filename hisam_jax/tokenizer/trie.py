@@ -1,4 +1,4 @@
-"""The prefix tree of existing semantic IDs, flat: sorted integer keys per level, usable inside `jit`."""
+"""The prefix tree of existing semantic IDs, flat: children side by side per level, usable inside `jit`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,61 @@ import jax.numpy as jnp
 import numpy as np
 
 from hisam_jax.errors import UserError
+from hisam_jax.tokenizer.collisions import order_of
 
 
 @flax.struct.dataclass
 class Trie:
-    """A pytree of one sorted key array a level; node ids of a level are positions in it.
+    """A pytree; nodes of a level are numbered in the order of their prefixes, the root is node 0 above level 0.
+
+    Node numbers and codes never exceed the number of items or a level's size, so int32 holds them however large
+    `nodes * size` is.
 
     Attributes:
-        keys: per level int32 `[nodes]`, `parent * size + code`, ascending; the root is node 0.
+        codes: per level int32 `[nodes]`, the code that leads to each node; ascending within a parent.
+        starts: per level int32 `[parents + 1]`, where each parent's children begin in `codes`.
         sizes: vocabulary size of each level.
+        fanouts: the most children of one parent, per level.
         item_order: int32 `[I]`, items sorted by leaf.
         leaf_start: int32 `[leaves + 1]`, where each leaf's items begin in `item_order`.
     """
 
-    keys: tuple[jax.Array, ...]
+    codes: tuple[jax.Array, ...]
+    starts: tuple[jax.Array, ...]
     sizes: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    fanouts: tuple[int, ...] = flax.struct.field(pytree_node=False)
     item_order: jax.Array
     leaf_start: jax.Array
 
     @property
     def leaves(self) -> int:
-        return self.keys[-1].shape[0]
+        return self.codes[-1].shape[0]
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """How many different prefixes of 1, 2, ... codes there are."""
+        return tuple(codes.shape[0] for codes in self.codes)
 
     def children(self, node_x: jax.Array, level: int) -> tuple[jax.Array, jax.Array]:
-        """`(child_xK, exists_xK)`: the node that each code of `level` leads to, and whether it is there."""
-        wanted = node_x[..., None] * self.sizes[level] + jnp.arange(self.sizes[level], dtype=jnp.int32)
-        keys = self.keys[level]
-        child = jnp.clip(jnp.searchsorted(keys, wanted), 0, keys.shape[0] - 1).astype(jnp.int32)
-        return child, keys[child] == wanted
+        """`(child_xK, exists_xK)`: the node that each code of `level` leads to, and whether it is there.
+
+        Where `exists` is false the node is some valid one. A binary search among the node's own children.
+        """
+        codes, starts = self.codes[level], self.starts[level]
+        wanted = jnp.arange(self.sizes[level], dtype=jnp.int32)
+        low = jnp.broadcast_to(starts[node_x][..., None], (*node_x.shape, len(wanted)))
+        end = starts[node_x + 1][..., None]
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = low + (high - low) // 2
+            right = (low < high) & (codes.at[middle].get(mode="clip") < wanted)
+            return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+
+        steps = self.fanouts[level].bit_length()
+        child, _ = jax.lax.fori_loop(0, steps, halve, (low, jnp.broadcast_to(end, low.shape)))
+        exists = (child < end) & (codes.at[child].get(mode="clip") == wanted)
+        return jnp.minimum(child, codes.shape[0] - 1), exists
 
     def leaf_of_item(self) -> np.ndarray:
         """int32 `[I]`: each item's leaf."""
@@ -45,7 +72,7 @@ class Trie:
         return leaf
 
     def items_of_leaf(self, leaf: int) -> np.ndarray:
-        """The items that share a leaf's whole ID."""
+        """The items that share a leaf's whole ID, ascending."""
         start, end = np.asarray(self.leaf_start[leaf]), np.asarray(self.leaf_start[leaf + 1])
         return np.asarray(self.item_order[int(start) : int(end)])
 
@@ -54,21 +81,45 @@ def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...]) -> Trie:
     """Trie over the rows of `codes_IL`; vectorised, O(L I log I).
 
     Raises:
-        UserError: a code outside its level's vocabulary, or more nodes than int32 keys can tell apart.
+        UserError: no item, a code outside its level's vocabulary, or more items than int32 counts.
     """
     codes_IL = np.asarray(codes_IL)
-    node_I, keys = np.zeros(len(codes_IL), np.int64), []
+    if not 0 < len(codes_IL) < 2**31:
+        raise UserError(f"{len(codes_IL)} items", field="semantic IDs", expected="at least 1 and fewer than 2^31")
+    _check_range(codes_IL, sizes)
+    order = _sorted_rows(codes_IL, sizes)
+    new_I, starts, codes, parents = np.arange(len(order)) == 0, [], [], np.zeros(1, np.int64)
+    for level in range(len(sizes)):
+        column_I = codes_IL[order, level]
+        new_I[1:] |= column_I[1:] != column_I[:-1]
+        first_N = np.flatnonzero(new_I)
+        codes.append(column_I[first_N].astype(np.int32))
+        starts.append(np.append(np.searchsorted(first_N, parents), len(first_N)).astype(np.int32))
+        parents = first_N
+    leaf_start = np.append(parents, len(order)).astype(np.int32)
+    fanouts = tuple(int(np.diff(start).max()) for start in starts)
+    flat = (tuple(map(jnp.asarray, codes)), tuple(map(jnp.asarray, starts)), tuple(sizes), fanouts)
+    return Trie(*flat, jnp.asarray(order.astype(np.int32)), jnp.asarray(leaf_start))
+
+
+def _check_range(codes_IL: np.ndarray, sizes: tuple[int, ...]) -> None:
     for level, size in enumerate(sizes):
-        column_I = codes_IL[:, level].astype(np.int64)
+        column_I = codes_IL[:, level]
         bad = np.flatnonzero((column_I < 0) | (column_I >= size))
         if len(bad):
             raise UserError(
                 f"code {column_I[bad[0]]} of item {bad[0]}", field=f"level {level}", expected=f"0 to {size - 1}"
             )
-        unique, node_I = np.unique(node_I * size + column_I, return_inverse=True)
-        if len(unique) and unique[-1] >= 2**31:
-            raise UserError(f"{len(unique)} prefixes of {size} codes", expected="keys below 2^31; use smaller levels")
-        keys.append(jnp.asarray(unique, jnp.int32))
-    order = np.argsort(node_I, kind="stable").astype(np.int32)
-    start = np.searchsorted(node_I[order], np.arange(len(keys[-1]) + 1)).astype(np.int32)
-    return Trie(tuple(keys), tuple(sizes), jnp.asarray(order), jnp.asarray(start))
+
+
+def _sorted_rows(codes_IL: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Stable lexicographic order of rows: from the last column to the first, as many columns to a key as fit."""
+    order = np.arange(len(codes_IL))
+    limit, key_I, span = 2**62 // len(codes_IL), np.zeros(len(codes_IL), np.int64), 1
+    for level in reversed(range(len(sizes))):
+        if span * sizes[level] > limit:
+            order = order[order_of(key_I[order])]
+            key_I, span = np.zeros(len(codes_IL), np.int64), 1
+        key_I += codes_IL[:, level].astype(np.int64) * span
+        span *= sizes[level]
+    return order[order_of(key_I[order])]
