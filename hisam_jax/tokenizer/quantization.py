@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+PRECISION = jax.lax.Precision.HIGHEST  # nearest codes need all of float32, which GPU and TPU products drop by default
 
 
 class Book(NamedTuple):
@@ -34,13 +37,13 @@ class Quantized(NamedTuple):
 
 def squared_distances(x_ND: jax.Array, vectors_KD: jax.Array) -> jax.Array:
     """||x - c||^2 [N, K], never negative."""
-    cross_NK = x_ND @ vectors_KD.T
+    cross_NK = jnp.matmul(x_ND, vectors_KD.T, precision=PRECISION)
     return jnp.maximum(jnp.sum(x_ND**2, -1)[:, None] - 2 * cross_NK + jnp.sum(vectors_KD**2, -1)[None, :], 0.0)
 
 
 def nearest(x_ND: jax.Array, vectors_KD: jax.Array) -> jax.Array:
     """Index of the nearest vector, int32 [N]; the lowest of equals."""
-    score_NK = x_ND @ vectors_KD.T - 0.5 * jnp.sum(vectors_KD**2, -1)[None, :]
+    score_NK = jnp.matmul(x_ND, vectors_KD.T, precision=PRECISION) - 0.5 * jnp.sum(vectors_KD**2, -1)[None, :]
     return jnp.argmax(score_NK, axis=1).astype(jnp.int32)
 
 
@@ -59,6 +62,29 @@ def residual_quantize(x_ND: jax.Array, books: Sequence[jax.Array]) -> Quantized:
         return Quantized(jnp.zeros((len(x_ND), 0), jnp.int32), jnp.zeros_like(x_ND), empty, empty)
     chosen_LND = jnp.stack(chosen)
     return Quantized(jnp.stack(codes, 1), chosen_LND.sum(0), jnp.stack(residuals), chosen_LND)
+
+
+def look_up(vectors_KD: np.ndarray, code_N: np.ndarray) -> np.ndarray:
+    """The vector of each code [N, D]; zero for the reserved code K."""
+    known_N1 = (code_N < len(vectors_KD))[:, None]
+    return np.where(known_N1, vectors_KD[np.minimum(code_N, len(vectors_KD) - 1)], 0).astype(np.float32)
+
+
+def add_by_code(total_KD: jax.Array, x_ND: jax.Array, code_N: jax.Array) -> jax.Array:
+    """`total_KD` with every row of `x_ND` added to that of its code; a code of K or more adds nothing.
+
+    A scatter on the CPU, where a product with one-hot codes would cost as much as finding them; that product elsewhere,
+    where scattered additions collide and come out differently from run to run.
+    """
+
+    def product(total_KD: jax.Array, x_ND: jax.Array, code_N: jax.Array) -> jax.Array:
+        one_hot_NK = jax.nn.one_hot(code_N, len(total_KD), dtype=x_ND.dtype)
+        return total_KD + jnp.matmul(one_hot_NK.T, x_ND, precision=PRECISION)
+
+    def scatter(total_KD: jax.Array, x_ND: jax.Array, code_N: jax.Array) -> jax.Array:
+        return total_KD.at[code_N].add(x_ND, mode="drop")
+
+    return jax.lax.platform_dependent(total_KD, x_ND, code_N, cpu=scatter, default=product)
 
 
 def straight_through(x_ND: jax.Array, quantized_ND: jax.Array) -> jax.Array:
@@ -167,8 +193,9 @@ def lloyd_step(
         part_x, part_w = part
         code = nearest(part_x, vectors_KD)
         error = jnp.sum((part_x - vectors_KD[code]) ** 2, -1) * part_w
-        one_hot = jax.nn.one_hot(code, size, dtype=part_x.dtype) * part_w[:, None]
-        return (total_KD + one_hot.T @ part_x, count_K + one_hot.sum(0), inertia + error.sum()), error
+        live = jnp.where(part_w > 0, code, size)
+        count_K = count_K.at[live].add(part_w, mode="drop")
+        return (add_by_code(total_KD, part_x, live), count_K, inertia + error.sum()), error
 
     parts = (x_ND.reshape(-1, block, width), weight_N.reshape(-1, block))
     start = (jnp.zeros_like(vectors_KD), jnp.zeros(size, x_ND.dtype), jnp.zeros((), x_ND.dtype))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from hisam_jax.errors import UserError
-from hisam_jax.tokenizer import base, quantization
-from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap, Standardiser
+from hisam_jax.tokenizer import base, clustering, joined, quantization
+from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap
+from hisam_jax.tokenizer.joined import Joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,11 @@ class ResidualKMeansConfig:
 
 @dataclasses.dataclass(eq=False)
 class ResidualKMeans:
-    """Fitted centres. Every modality is centred and scaled to a mean squared norm of 1; an absent one is its mean."""
+    """Fitted centres over vectors of `Joined`; a `base.FittedTokenizer`."""
 
     cfg: ResidualKMeansConfig
     centres: list[np.ndarray]  # [K_l, F] each, F the width of all modalities together
-    scales: dict[str, Standardiser]
+    joined: Joined
     notes: list[str]
     history: list[dict[str, float]]
     name: str = "residual_kmeans"
@@ -52,69 +52,46 @@ class ResidualKMeans:
 
     def assign(self, features: FeatureMap, present: PresentMap) -> np.ndarray:
         """Codes int32 [I, L]; reserved for items with no modality at all."""
-        self._check(features, present)
-        rows = len(next(iter(features.values())))
-        codes_IL = np.empty((rows, len(self.centres)), np.int32)
-        for start, stop in base.blocks(rows):
-            x_BF, has_B = self._joined(features, present, start, stop)
-            code_BL = _quantize(base.padded(x_BF, base.BLOCK), self.centres).codes_NL
-            sizes = [len(c) for c in self.centres]
-            codes_IL[start:stop] = np.where(has_B[:, None], np.asarray(code_BL)[: stop - start], sizes)
+        codes_IL = np.empty((self.joined.check(features, present), len(self.centres)), np.int32)
+        sizes = [len(c) for c in self.centres]
+        for rows, x_BF, has_B in self.joined.blocks(features, present):
+            code_BL = np.asarray(_quantize(x_BF, self.centres).codes_NL)[: len(has_B)]
+            codes_IL[rows] = np.where(has_B[:, None], code_BL, sizes)
         return codes_IL
 
     def costs(self, features: FeatureMap, present: PresentMap, level: int) -> np.ndarray:
         """Squared distances float32 [I, K] from what `level` quantises to its centres."""
-        self._check(features, present)
-        parts = []
-        for start, stop in base.blocks(len(next(iter(features.values())))):
-            x_BF, _ = self._joined(features, present, start, stop)
-            residual_BF = _quantize(base.padded(x_BF, base.BLOCK), self.centres).residuals_LND[level]
-            parts.append(np.asarray(quantization.squared_distances(residual_BF, self.centres[level]))[: stop - start])
-        return np.concatenate(parts)
+        costs_IK = np.empty((self.joined.check(features, present), len(self.centres[level])), np.float32)
+        for rows, x_BF, has_B in self.joined.blocks(features, present):
+            residual_BF = _quantize(x_BF, self.centres).residuals_LND[level]
+            costs_IK[rows] = _distances(residual_BF, self.centres[level])[: len(has_B)]
+        return costs_IK
 
     def targets(self, features: FeatureMap) -> dict[str, np.ndarray]:
-        """Features times the square root of their number, so that the mean over columns has unit variance."""
-        ones = np.ones(len(next(iter(features.values()))), bool)
-        return {m: scale(features[m], ones) * len(scale.mean_F) ** 0.5 for m, scale in self.scales.items()}
+        """See `Joined.targets`."""
+        return self.joined.targets(features)
 
     def reconstruct(self, codes_IL: np.ndarray, branch: str) -> dict[str, np.ndarray]:
         """Sum of centres; there are no specific codes, so `specific_only` is the mean item."""
-        width = self.centres[0].shape[1]
-        total_IF = np.zeros((len(codes_IL), width), np.float32)
+        total_IF = np.zeros((len(codes_IL), self.centres[0].shape[1]), np.float32)
         if branch != "specific_only":
             for code_I, centres_KF in zip(codes_IL.T, self.centres, strict=True):
-                known_I1 = (code_I < len(centres_KF))[:, None]
-                total_IF += np.where(known_I1, centres_KF[np.minimum(code_I, len(centres_KF) - 1)], 0)
-        widths = [len(scale.mean_F) for scale in self.scales.values()]
-        parts = np.split(total_IF, np.cumsum(widths)[:-1], axis=1)
-        return {m: part * part.shape[1] ** 0.5 for m, part in zip(self.scales, parts, strict=True)}
+                total_IF += quantization.look_up(centres_KF, code_I)
+        return self.joined.split(total_IF)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and metadata for `from_state`."""
-        arrays = {f"centres/{depth}": centres for depth, centres in enumerate(self.centres)}
-        for m, scale in self.scales.items():
-            arrays |= {f"mean/{m}": scale.mean_F, f"scale/{m}": scale.scale_F}
-        meta = {"config": self.config, "modalities": list(self.scales), "notes": self.notes, "history": self.history}
-        return arrays, meta
+        arrays = {f"centres/{depth}": centres for depth, centres in enumerate(self.centres)} | self.joined.arrays()
+        meta = {"config": self.config, "modalities": list(self.joined.scales)}
+        return arrays, meta | {"notes": self.notes, "history": self.history}
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> ResidualKMeans:
         """The same tokenizer again."""
-        cfg = ResidualKMeansConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in meta["config"].items()})
+        cfg = joined.read_config(ResidualKMeansConfig, meta["config"])
         centres = [arrays[f"centres/{depth}"] for depth in range(len(cfg.sizes))]
-        scales = {m: Standardiser(arrays[f"mean/{m}"], arrays[f"scale/{m}"]) for m in meta["modalities"]}
-        return cls(cfg, centres, scales, list(meta["notes"]), list(meta["history"]))
-
-    def _check(self, features: FeatureMap, present: PresentMap) -> None:
-        base.check_features(features, present)
-        base.check_widths(features, {m: len(scale.mean_F) for m, scale in self.scales.items()})
-
-    def _joined(
-        self, features: FeatureMap, present: PresentMap, start: int, stop: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        part = {m: present[m][start:stop] for m in self.scales}
-        x_BF = np.concatenate([s(features[m][start:stop], part[m]) for m, s in self.scales.items()], axis=1)
-        return x_BF, np.any(list(part.values()), axis=0)
+        scaling = Joined.from_arrays(arrays, meta["modalities"])
+        return cls(cfg, centres, scaling, list(meta["notes"]), list(meta["history"]))
 
 
 def fit_residual_kmeans(
@@ -130,27 +107,38 @@ def fit_residual_kmeans(
     Raises:
         UserError: features that cannot be used, or no training item with any.
     """
-    base.check_features(features, present)
-    usable = [m for m in features if (present[m] & train_rows).any()]
-    if not usable or not cfg.sizes:
-        raise UserError("nothing to fit", field="features", expected="a training item with features, and a level")
-    scales = {m: base.fit_standardiser(features[m], present[m] & train_rows, per_column=False) for m in usable}
-    rows = np.flatnonzero(train_rows & np.any([present[m] for m in usable], axis=0))
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[: cfg.fit_rows])
-    x_NF = np.concatenate([scales[m](features[m][rows], present[m][rows]) for m in usable], axis=1)
-    sizes = [min(size, len(rows)) for size in cfg.sizes]
-    notes = [f"{size} centres for {len(rows)} training items, shrunk to that" for size in cfg.sizes if size > len(rows)]
+    scaling, x_NF = joined.fit_joined(features, present, train_rows, seed, cfg.fit_rows)
+    sizes, notes = joined.shrunk(cfg.sizes, len(x_NF), "residual_kmeans.sizes")
     centres, history = [], []
-    for depth, size in enumerate(sizes):
-        key = jax.random.fold_in(jax.random.key(seed), depth)
-        centres.append(np.asarray(quantization.kmeans(key, x_NF, np.ones(len(rows), np.float32), size, cfg.iterations)))
-        x_NF = np.concatenate(
-            [np.asarray(quantization.leftover(x_NF[a:b], centres[-1])) for a, b in base.blocks(len(x_NF))]
-        )
-        history.append({"step": depth + 1, "reconstruction": float(np.square(x_NF).sum(1).mean()) / len(usable)})
+    for fitted in fit_levels(jax.random.key(seed), x_NF, sizes, cfg.iterations):
+        centres.append(fitted.centres_KD)
+        history.append({"step": len(centres), "reconstruction": fitted.error / len(scaling.scales)})
         if progress:
-            progress(depth + 1, len(sizes), history[-1])
-    return ResidualKMeans(cfg, centres, scales, notes[:1], history)
+            progress(len(centres), len(sizes), history[-1])
+    return ResidualKMeans(cfg, centres, scaling, notes, history)
+
+
+def fit_levels(
+    key: jax.Array, x_ND: np.ndarray, sizes: Sequence[int], iterations: int, starts: Sequence[np.ndarray] | None = None
+) -> Iterator[clustering.Clustering]:
+    """k-means of each level on what the levels before it leave over; the device sees a part of the rows at a time.
+
+    Args:
+        key: for the seeds.
+        x_ND: float32 rows, an array or a memory map; not changed.
+        sizes: centres of each level.
+        iterations: of Lloyd, each level.
+        starts: first centres of each level; by default k-means++ of it.
+    """
+    parts = clustering.split(x_ND)
+    for depth, size in enumerate(sizes):
+        level_key = jax.random.fold_in(key, depth)
+        start_KD = starts[depth] if starts else clustering.seeds(level_key, parts, len(x_ND), size)
+        fitted = clustering.lloyd(parts, len(x_ND), start_KD, iterations)
+        yield fitted
+        if depth + 1 < len(sizes):
+            clustering.subtract(parts, len(x_ND), fitted)
 
 
 _quantize = jax.jit(quantization.residual_quantize)
+_distances = jax.jit(quantization.squared_distances)
