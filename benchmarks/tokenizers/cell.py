@@ -17,21 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from hisam_jax.config import load_config
-from hisam_jax.data.pipeline import PipelineConfig
-from hisam_jax.evaluation.targets import retrieval_targets, subset_of_users
+from hisam_jax.data.pipeline import PipelineConfig, make_pipeline
+from hisam_jax.evaluation.baselines import popularity
+from hisam_jax.evaluation.targets import load_events, retrieval_targets, subset_of_users
 from hisam_jax.files import atomic_write
-from hisam_jax.inference import scoring
-from hisam_jax.inference.run import load_run
+from hisam_jax.inference import histories, scoring
+from hisam_jax.inference.run import make_scorer
+from hisam_jax.inference.scoring import HistoryReader
 from hisam_jax.models.config import HMATConfig
+from hisam_jax.models.heads import make_objective
 from hisam_jax.tokenizer.run import tokenize
-from hisam_jax.training.assembly import EvaluationConfig, run_config
+from hisam_jax.training import loop
+from hisam_jax.training.assembly import Assembly, EvaluationConfig, assemble, run_config
 from hisam_jax.training.loop import TrainingConfig
 from hisam_jax.training.optimizer import OptimizerConfig
-from hisam_jax.training.run import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "tokenizer"
 EVENTS_PER_STEP = 512
@@ -75,7 +79,7 @@ def fixed_hmat(spec: Spec) -> ml_collections.ConfigDict:
             optimizer=OptimizerConfig(learning_rate=0.004, warmup_steps=spec.steps // 10),
             save_every=max(1, spec.steps // 4),
         ),
-        evaluation=EvaluationConfig(validation_users=64),
+        evaluation=EvaluationConfig(),
     )
 
 
@@ -85,18 +89,36 @@ def run_cell(folder: Path) -> None:
     diagnosed = folder / "ids" / "diagnostics.json"
     if not diagnosed.is_file():
         tokenize(spec.dataset, _tuples(spec.tokenizer), folder / "ids")
-    record = train(spec.dataset, folder / "ids", fixed_hmat(spec), folder / "run")
-    started = time.monotonic()
-    atomic_write(folder / "predictions.npz", _scores(folder / "run", spec.users))
-    report = json.loads(diagnosed.read_text())
+    report, started = json.loads(diagnosed.read_text()), time.monotonic()
+    assembly = assemble(spec.dataset, folder / "ids", fixed_hmat(spec))
+    params = _train(assembly, folder / "run")
+    trained = time.monotonic()
+    atomic_write(folder / "predictions.npz", _scores(assembly, params, spec.users))
     kept = ("levels", "collision", "ami", "ami_joint", "ami_attributes", "probes", "cross_modal", "reconstruction")
     kept += ("seconds", "fit_seconds", "items", "train_items", "notes")
     result = {
         "diagnostics": {key: report[key] for key in kept if key in report},
-        "run": {key: record[key] for key in ("steps", "parameters", "seconds", "items_per_second", "split_checksum")},
-        "scoring_seconds": time.monotonic() - started,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "training_seconds": trained - started,
+        "scoring_seconds": time.monotonic() - trained,
+        "cpu_seconds": time.process_time(),
     }
     atomic_write(folder / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def _train(assembly: Assembly, folder: Path) -> Any:
+    """Parameters after the last step; nothing is judged on the way, which would be compiled for each tokenizer."""
+    codes_IL = jnp.asarray(assembly.table.full_codes())
+    loss_fn, init_fn = make_objective(assembly.model, assembly.catalog, codes_IL)
+    state = loop.train(
+        loss_fn,
+        init_fn,
+        lambda: make_pipeline(assembly.dataset, assembly.table.codes_IL, assembly.configs.data),
+        assembly.configs.training,
+        folder,
+        identity=assembly.identity(),
+    )
+    return state.params
 
 
 def _tuples(config: dict[str, Any]) -> ml_collections.ConfigDict:
@@ -110,13 +132,15 @@ def _tuples(config: dict[str, Any]) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(convert(config))
 
 
-def _scores(workdir: Path, users: int) -> bytes:
+def _scores(assembly: Assembly, params: Any, users: int) -> bytes:
     """Ranks of every target by both heads, as an .npz."""
-    run = load_run(workdir)
-    targets = subset_of_users(retrieval_targets(run.events, "test"), users, USERS_SEED)
-    arrays, beams = {"user": targets.user_T, "item": targets.item_T}, run.assembly.configs.evaluation.beams
+    events, window = load_events(assembly.dataset), assembly.configs.data.window
+    targets = subset_of_users(retrieval_targets(events, "test"), users, USERS_SEED)
+    scorer, reader = make_scorer(assembly, params, popularity(events)), HistoryReader(assembly.dataset, window)
+    arrays, beams = {"user": targets.user_T, "item": targets.item_T}, assembly.configs.evaluation.beams
+    histories.SHORTEST = window  # every history padded to one length: the beam search is compiled once
     for head in scoring.LISTS:
-        ranks = scoring.ranks_of(head, run.scorer, run.reader, targets, beams)
+        ranks = scoring.ranks_of(head, scorer, reader, targets, beams)
         arrays |= {f"{head}_masked": ranks.masked_T, f"{head}_unmasked": ranks.unmasked_T}
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)

@@ -10,7 +10,7 @@ import numpy as np
 from hisam_jax.data.pipeline import Batch
 
 COLUMNS = ("item", "action", "gap")
-_SHORTEST = 8
+SHORTEST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class History:
 
 def bucket(length: int, window: int) -> int:
     """The padded length a history is served at: few shapes, so few compilations."""
-    size = _SHORTEST
+    size = SHORTEST
     while size < length:
         size *= 2
     return min(size, max(window, length))
