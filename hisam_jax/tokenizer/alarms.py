@@ -21,12 +21,14 @@ from hisam_jax.tokenizer.base import Progress
 
 COLLAPSED = 1e-4  # spread that is a point, on the unit scale of latents
 SHRUNK = 0.01  # or this share of the greatest that it was
-DRAWN = 0.5  # a share that tells of latents drawing together
+DRAWN = 0.2  # of the spread or the commitment that was: latents have drawn together
+NOTHING = 1e-8  # reconstruction error of features that are all 0 once standardised
 NOT_FALLING = 0.99  # of the first reconstruction error
 TOLD_NATS = 0.3  # information between codes that a bound must not miss
 STEEP = 100.0  # norm of gradients that no step of a sound run has
 FAST = 0.02  # learning rate that these networks cannot take
 SWAMPS = 10  # times another weighted loss
+SAME_FEATURES = "likely cause: the features of all items are the same"
 CROWDED = 4  # training items for each code, below which codes cannot all be learnt
 
 
@@ -98,8 +100,10 @@ class Watch:
         report: Callable[[Alarm], None] = say,
     ):
         self._config, self._items, self._settings, self._report = config, items, settings, report
+        self._rows = 0
         self._first: dict[str, float] = {}
         self._greatest: dict[str, float] = {}
+        self._last: dict[str, float] = {}
         self.raised: list[Alarm] = []
 
     def __call__(self, done: int, total: int, row: Mapping[str, float]) -> None:
@@ -113,9 +117,12 @@ class Watch:
         if bad:
             self.not_finite(done, bad)
             return
+        self._rows += 1
         for name, value in numbers.items():
             self._first.setdefault(name, value)
             self._greatest[name] = max(value, self._greatest.get(name, value))
+        self._last = numbers
+        self._judge_features(done, numbers)
         self._judge_spread(done, numbers)
         if done >= self._config.after * total and done > 1:
             self._judge_use(done, numbers)
@@ -153,10 +160,15 @@ class Watch:
         for row in levels:
             self._judge_level(0, row["name"], row["utilisation"], row["perplexity"], row["size"], row["items"], {})
 
+    def _judge_features(self, step: int, row: Mapping[str, float]) -> None:
+        if "loss" in row and self._rows == 1 and row.get("reconstruction", 1.0) < NOTHING:
+            found = "nothing to rebuild, the error was 0 from the first step on"
+            self._raise(Alarm("features", "reconstruction", step, 0.0, found, "features that differ", SAME_FEATURES))
+
     def _judge_spread(self, step: int, row: Mapping[str, float]) -> None:
         for name, value in row.items():
             kind, _, group = name.partition("/")
-            if kind != "spread":
+            if kind != "spread" or any(alarm.kind == "features" for alarm in self.raised):
                 continue
             top = self._greatest[name]
             if value < COLLAPSED or value < SHRUNK * top:
@@ -194,7 +206,7 @@ class Watch:
 
     def _judge_reconstruction(self, step: int, row: Mapping[str, float]) -> None:
         value, first = row.get("reconstruction"), self._first.get("reconstruction")
-        if value is not None and first and value >= NOT_FALLING * first and value > 0.5:
+        if value is not None and first and self._rows > 2 and value >= NOT_FALLING * first and value > 0.5:
             weight = self._settings.get("reconstruction_weight")
             if weight == 0:
                 cause = "likely cause: reconstruction_weight is 0"
@@ -229,6 +241,10 @@ class Watch:
         limit = {name: max(COLLAPSED, SHRUNK * self._greatest.get(name, 0.0)) for name in spreads}
         return [name.removeprefix("spread/") for name, value in spreads.items() if value < limit[name]]
 
+    def _fallen(self, name: str, share: float) -> bool:
+        """Whether a metric is below a share of the greatest that it was."""
+        return name in self._last and self._last[name] < share * self._greatest[name]
+
     def _why_not_finite(self) -> str:
         rate, norm = self._settings.get("learning_rate"), self._greatest.get("gradient_norm", 0.0)
         if norm > STEEP:
@@ -239,7 +255,7 @@ class Watch:
         """Why the latents of a group are all the same."""
         begun = {name.partition("/")[2]: v for name, v in self._first.items() if name.startswith("spread/")}
         if max(begun.values(), default=1.0) < COLLAPSED:
-            return "likely cause: the features of all items are the same"
+            return SAME_FEATURES
         if begun.get(group, 1.0) < COLLAPSED:
             return f"likely cause: the features that {group} stands for are the same in all items"
         rate, norm = self._settings.get("learning_rate"), self._greatest.get("gradient_norm", 0.0)
@@ -257,10 +273,10 @@ class Watch:
         """Why codes of a level go unused."""
         if points := self._points(row):
             return self._why(points[0])
-        if collapsed := [alarm for alarm in self.raised if alarm.kind == "spread"]:
-            return collapsed[-1].cause
+        if known := [alarm for alarm in self.raised if alarm.kind in ("features", "spread")]:
+            return known[-1].cause
         group = level.partition("/")[0]
-        if row.get(f"spread/{group}", 1.0) < DRAWN * self._greatest.get(f"spread/{group}", 1.0):
+        if any(self._fallen(name, DRAWN) for name in (f"spread/{group}", "commitment")):
             return self._why(group)
         if items < CROWDED * size:
             return f"likely cause: too few items, {items} for {size:.0f} codes; make the level smaller"
