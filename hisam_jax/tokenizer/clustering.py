@@ -22,6 +22,7 @@ PART = 16384  # rows that a device sees at a time where they are streamed
 TILE = 1024  # rows whose scores exist at a time
 RESIDENT_BYTES = 2**31  # rows of no more bytes than this stay on the device
 SEED_ROWS = 16384
+PRUNED_ROWS = 32768  # with fewer rows, compiling the pass over moved centres takes longer than it saves
 SPARE = 16  # one row in so many of a tile is scored again at a time
 
 Parts = list  # of [PART, D] float32: device arrays or host views, the last one padded with zero rows
@@ -153,7 +154,7 @@ def _pass(
     """One assignment of all rows, and the sum [K, D] of the rows of each centre."""
     moved, size = np.flatnonzero(moved_K), len(centres_KD)
     count = -(-len(moved) // max(size // 4, 1)) * max(size // 4, 1)  # few different shapes to compile
-    few = count < size
+    few = count < size and rows >= PRUNED_ROWS
     moved_M = np.concatenate([moved, np.full(count - len(moved), size)]).astype(np.int32) if few else None
     total_KD, after = jnp.zeros(centres_KD.shape), []
     for index, part in enumerate(parts):

@@ -6,17 +6,20 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from hisam_jax.errors import UserError
-from hisam_jax.tokenizer.base import FittedTokenizer
+from hisam_jax.tokenizer.base import FeatureMap, FittedTokenizer, PresentMap
 from hisam_jax.tokenizer.dst_config import DSTConfig
 from hisam_jax.tokenizer.dst_model import DSTModel
 from hisam_jax.tokenizer.dst_training import fit_dst
+from hisam_jax.tokenizer.opq import OPQ, OPQConfig, fit_opq
+from hisam_jax.tokenizer.qarm_codes import Qarm, QarmConfig, fit_qarm
 from hisam_jax.tokenizer.random_codes import RandomCodes, RandomConfig, fit_random
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeans, ResidualKMeansConfig, fit_residual_kmeans
+from hisam_jax.tokenizer.rqvae import RQVAE, RQVAEConfig, fit_rqvae
 
 FORMAT_VERSION = 1
 
@@ -29,9 +32,20 @@ class Entry(NamedTuple):
     model: Any
 
 
+@runtime_checkable
+class WithFeatures(Protocol):
+    """A tokenizer that tells more of an item than its ID."""
+
+    def item_features(self, features: FeatureMap, present: PresentMap) -> dict[str, np.ndarray]:
+        """Name -> an array with one row an item, for a ranker; `tokenize` writes each to NAME.npy beside the IDs."""
+
+
 TOKENIZERS = {
     "dst": Entry(DSTConfig, fit_dst, DSTModel),
     "residual_kmeans": Entry(ResidualKMeansConfig, fit_residual_kmeans, ResidualKMeans),
+    "rqvae": Entry(RQVAEConfig, fit_rqvae, RQVAE),
+    "opq": Entry(OPQConfig, fit_opq, OPQ),
+    "qarm": Entry(QarmConfig, fit_qarm, Qarm),
     "random": Entry(RandomConfig, fit_random, RandomCodes),
 }
 
@@ -41,6 +55,11 @@ def entry(name: str) -> Entry:
     if name not in TOKENIZERS:
         raise UserError(f"unknown tokenizer {name!r}", field="name", expected=", ".join(TOKENIZERS))
     return TOKENIZERS[name]
+
+
+def item_features(model: FittedTokenizer, features: FeatureMap, present: PresentMap) -> dict[str, np.ndarray]:
+    """What `model` tells of items beside their IDs; nothing for most."""
+    return model.item_features(features, present) if isinstance(model, WithFeatures) else {}
 
 
 def save_tokenizer(model: FittedTokenizer, folder: str | os.PathLike) -> None:

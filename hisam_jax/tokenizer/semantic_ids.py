@@ -68,13 +68,16 @@ class SemanticIDTable:
         with atomic_directory(path) as scratch:
             self.write_into(scratch)
 
-    def write_into(self, folder: Path) -> None:
-        """Writes codes.npy, digit.npy, items.parquet and manifest.json into a folder that exists."""
+    def write_into(self, folder: Path, extra: Mapping[str, np.ndarray] | None = None) -> None:
+        """Writes codes.npy, digit.npy, items.parquet, NAME.npy of `extra` and manifest.json into a folder that is."""
         np.save(folder / "codes.npy", self.codes_IL)
         if self.digit_I is not None:
             np.save(folder / "digit.npy", self.digit_I)
         pl.DataFrame({"item_id": self.item_ids}).write_parquet(folder / "items.parquet")
         names = ["codes.npy", "items.parquet"] + (["digit.npy"] if self.digit_I is not None else [])
+        for name, array in (extra or {}).items():
+            np.save(folder / f"{name}.npy", array)
+            names.append(f"{name}.npy")
         manifest = {
             "format_version": FORMAT_VERSION,
             "items": len(self.item_ids),

@@ -1,0 +1,22 @@
+"""QARM's codes (arXiv 2411.11739): 6 residual codes of 256, and each item's 25 nearest training items beside them.
+
+The neighbours go to IDS/neighbours.npy: a feature of the ranker, no part of the ID.
+
+Hardware: 2 CPU cores. Wall time: seconds for ten thousand items.
+Command: hisam tokenize --dataset DATASET --config configs/tokenizer/qarm.py --out IDS
+"""
+
+import dataclasses
+
+import ml_collections
+
+from hisam_jax.tokenizer.alarms import AlarmConfig
+from hisam_jax.tokenizer.qarm_codes import QarmConfig
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
+    settings, alarms = dataclasses.asdict(QarmConfig()), dataclasses.asdict(AlarmConfig())
+    return ml_collections.ConfigDict(
+        {"name": "qarm", "seed": 0, "collisions": "digit", "alarms": alarms, "qarm": settings}
+    )
