@@ -14,6 +14,15 @@ from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 
+ALARM = {
+    "kind": "perplexity",
+    "subject": "text/0",
+    "step": 140,
+    "value": 1.2,
+    "found": "perplexity 1.2 of 8 codes",
+    "expected": "at least 1.6",
+    "cause": "likely cause: vCLUB <b>alike</b>",
+}
 LEVELS = (
     Level("shared/0", "shared", 8),
     Level("shared/1", "shared", 8),
@@ -49,7 +58,7 @@ def make_run(folder: Path, dataset: Dataset | None = None, evaluated: bool = Tru
 
 
 def write_ids(path: Path, dataset: Dataset) -> None:
-    """Random codes, one item without a picture code, and diagnostics with every key."""
+    """Random codes, one item without a picture code, and diagnostics with every key, of made-up neighbours."""
     rng, items = np.random.default_rng(0), dataset.num_items
     codes = rng.integers(0, 8, (items, len(LEVELS))).astype(np.int32)
     codes[0, 3] = 8
@@ -75,11 +84,67 @@ def write_ids(path: Path, dataset: Dataset) -> None:
         "reconstruction": {"text": errors, "image": errors},
         "ami": {f"{a}|{b}": {"value": float(rng.uniform(0, 0.6)), "permuted": 0.002} for a, b in pairs},
         "ami_attributes": {f"{name}|category": {"value": 0.4, "permuted": 0.0} for name in names},
+        "ami_joint": {
+            "shared|text": {"value": 0.11, "permuted": 0.0, "spread": 0.01, "headroom": 0.5},
+            "shared|image": {"value": 7.77, "permuted": 0.0, "spread": 3.0, "headroom": 0.001},
+            "text|image": {"value": 0.02, "permuted": 0.0, "spread": 0.01, "headroom": 0.5},
+        },
+        "probes": {
+            f"{group}|category": {"accuracy": 0.613, "permuted": 0.251, "chance": 0.25, "classes": 4, "items": items}
+            for group in ("shared", "text", "image")
+        },
+        "cross_modal": {"text->image": retrieval(0.431) | {"held_out": retrieval(0.123)}},
+        "prefixes": [8, 31, 37, items],
+        "neighbours": made_up_neighbours(items),
+        "lookalikes": made_up_lookalikes(items),
+        "history": tokenizer_curves(),
+        "alarms": [ALARM],
         "notes": [],
         "seconds": 41.0,
         "items_per_second": 5200.0,
     }
     (path / "diagnostics.json").write_text(json.dumps(diagnostics))
+
+
+def retrieval(recall: float) -> dict[str, float]:
+    """One row of cross-modal retrieval."""
+    shares = {f"{kind}_recall@{k}": recall for kind in ("latent", "codes") for k in (1, 10)}
+    return {"items": 30, "pool": 40, **shares}
+
+
+def made_up_neighbours(items: int) -> list[dict]:
+    """Two queries; items whose numbers follow the query's, so that a test knows what to look for."""
+    near = lambda item, step: [(item + step * k) % items for k in range(1, 9)]  # noqa: E731
+    groups = (("shared", 1, 0), ("text", 2, 3), ("image", 3, 30))
+    return [
+        {"item": item, "groups": {name: {"items": near(item, step), "same": same} for name, step, same in groups}}
+        for item in (3, 11)
+    ]
+
+
+def made_up_lookalikes(items: int) -> dict:
+    """One query of each modality; its picture finds itself first by all codes."""
+    branches = {"full": [5, 6, 7, 8, 9], "shared_only": [6, 7, 8, 9, 12], "specific_only": [13, 14, 15, 16, 17]}
+    place = {"full": 1, "shared_only": 9, "specific_only": 17}
+    rank = {branch: {"median": 4.0 + 10 * i, "first": 0.2} for i, branch in enumerate(branches)}
+    return {
+        "items": [{"item": 5, "modality": m, **branches, "place": place} for m in ("text", "image")],
+        "rank": {"text": rank, "image": rank},
+        "rivals": {"text": items, "image": items},
+    }
+
+
+def tokenizer_curves() -> list[dict[str, float]]:
+    """Rows of a tokenizer's history, independent estimates every other row."""
+    rows = []
+    for step in range(20, 401, 20):
+        row = {"step": step, "loss": 8.0, "reconstruction": 0.9, "shared_reconstruction": 0.95, "alignment": 5.0}
+        row |= {"commitment": 1.0, "mi/shared|text": 0.4, "spread/shared": 0.9, "spread/text": 0.8}
+        row |= {
+            f"{kind}/{level.name}": value for level in LEVELS for kind, value in (("used", 1.0), ("perplexity", 7.0))
+        }
+        rows.append(row | ({"mi_codes/shared/0|text/0": 0.3} if step % 40 == 0 else {}))
+    return rows
 
 
 def curves(steps: int = 2000) -> list[dict[str, float]]:

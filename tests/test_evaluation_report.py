@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from fixtures import tiny_dataset
-from report_fixtures import make_run
+from report_fixtures import made_up_lookalikes, made_up_neighbours, make_run
 
 from hisam_jax.data.dataset import MANIFEST, Dataset, write_manifest
 from hisam_jax.errors import UserError
@@ -109,6 +109,80 @@ def test_figures_are_those_of_the_evaluation(run, text):
         assert "{:.4f} \u2013 {:.4f}".format(*table["recall@10/unmasked"]["ci95"]) in text
     sample = next(s for s in json.loads((run / "samples.json").read_text()) if s["recommendations"][3]["hit"])
     assert "found at rank 4" in text and sample["user"] in text
+
+
+def blocks(text: str, title: str) -> list[str]:
+    """The rows of queries and their neighbours in the card under `title`."""
+    card = text[text.index(f"<h3>{title}</h3>") :]
+    end = re.search(r"<h3>", card[4:])
+    return card[: end.start() if end else None].split('<div class="beside">')[1:]
+
+
+def shown(html_text: str, dataset: Dataset) -> list[int]:
+    """Items in the order of their tiles, told by their titles, with each picture checked to be theirs."""
+    titles, found = dataset.items["title"].to_list(), []
+    for figure in html_text.split('<figure class="tile')[1:]:
+        item = titles.index(re.search(r'title="([^"]*)"', figure)[1])
+        jpeg = dataset.thumbnail(item)
+        assert ("base64," + base64.b64encode(jpeg).decode() in figure) if jpeg else "blank" in figure
+        found.append(item)
+    return found
+
+
+def test_nearest_items_stand_beside_their_query_in_order_with_their_pictures(run, text):
+    dataset = Dataset.load(json.loads((run / "run.json").read_text())["dataset"])
+    rows = blocks(text, "Nearest by each kind of code")
+    expected = made_up_neighbours(dataset.num_items)
+    assert len(rows) == len(expected)
+    for row, entry in zip(rows, expected, strict=True):
+        query, *bands = row.split('<div class="band')
+        assert shown(query, dataset) == [entry["item"]]
+        for band, (name, near) in zip(bands, entry["groups"].items(), strict=True):
+            assert f"by {name} codes" in band and f"{near['same'] or 'none'} with the same" in band
+            assert shown(band, dataset) == near["items"]
+            assert band.count('<span class="rank">=</span>') == min(near["same"], 8)
+
+
+def test_what_each_branch_rebuilds_is_shown_and_the_item_itself_ringed(run, text):
+    dataset = Dataset.load(json.loads((run / "run.json").read_text())["dataset"])
+    told = made_up_lookalikes(dataset.num_items)
+    for modality in ("text", "image"):
+        (row,) = blocks(text, f"What each branch brings back of the {modality}")
+        query, *bands = row.split('<div class="band')
+        assert shown(query, dataset) == [5] and len(bands) == 3
+        for band, branch in zip(bands, ("full", "shared_only", "specific_only"), strict=True):
+            assert shown(band, dataset) == told["items"][0][branch][:4]
+            assert band.count("tile hit") == (branch == "full")
+        assert "itself first" in bands[0] and "itself at place 17" in bands[2]
+    assert "at place 4 by all codes, 14 by shared only, 24 by specific only" in text
+
+
+def test_the_tokenizers_figures_curves_and_alarms_are_there(text):
+    words = " ".join(Page(text).words)
+    for expected in ("0.61", "0.25", "43.1\u2009%", "12.3\u2009%", "30 items held out", "text/0", "0.11"):
+        assert expected in words, expected
+    assert "7.77" not in words  # too fine to mean anything
+    for title in ("Rebuilding the features", "Perplexity of the codes", "Codes in use", "Spread of what is quantised"):
+        assert title in words
+    assert "text, bound" in text and "text, codes" in text
+    assert "perplexity 1.2 of 8 codes at step 140" in words and "Likely cause: vCLUB <b>alike</b>." in words
+    tree = text[text.index("How the prefix tree widens") :]
+    assert [int(count) for count in re.findall(r"<span>(\d+) <small>", tree)[:3]] == [8, 31, 37]
+
+
+def test_diagnostics_of_an_earlier_version_or_of_another_table_still_make_a_page(tmp_path):
+    run = make_run(tmp_path)
+    file = tmp_path / "ids" / "diagnostics.json"
+    judged = json.loads(file.read_text())
+    old = {key: judged[key] for key in ("levels", "collision", "reconstruction", "ami", "seconds", "items_per_second")}
+    file.write_text(json.dumps(old))
+    words = " ".join(Page(report(run).read_text(encoding="utf-8")).words)
+    assert "What the codes share" in words and "Nearest by each kind" not in words and "Alarms" not in words
+    judged["neighbours"][0]["item"] = judged["lookalikes"]["items"][0]["item"] = 10**6
+    file.write_text(json.dumps(judged))
+    page = report(run).read_text(encoding="utf-8")
+    assert len(blocks(page, "Nearest by each kind of code")) == 1
+    assert "brings back of the text" not in page and "brings back of the image" in page
 
 
 def test_titles_are_text_not_markup(tmp_path):
