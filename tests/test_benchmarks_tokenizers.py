@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks.tokenizers import __main__ as command
 from benchmarks.tokenizers import collapse, real, training
+from hisam_jax.config import build
+from hisam_jax.tokenizer.registry import entry
 
 
 def count(function, *arguments) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
@@ -83,6 +85,20 @@ def test_cells_of_other_settings_are_removed_and_finished_ones_are_kept(tmp_path
     assert (cell / "result.json").exists()
     real._claim(cell, real.dataclasses.replace(spec, steps=2))
     assert not (cell / "result.json").exists() and (cell / "spec.json").exists()
+
+
+@pytest.mark.parametrize("name", real.VARIANTS)
+def test_every_tokenizer_of_the_table_has_as_many_codes(name):
+    variant = real.VARIANTS[name]
+    config = real.cell.tokenizer_config(variant.config, dict(variant.overrides), seed=3)
+    section = real.cell._tuples(config)[variant.config]
+    settings = build(entry(variant.config).config, section, variant.config)
+    sizes = settings.shared + sum(settings.specific.values(), ()) if variant.config == "dst" else settings.sizes
+    assert sizes == (256,) * (6 if name == "qarm" else 4)
+    assert config["seed"] == 3 and config["collisions"] == "next_nearest"
+    if variant.config == "dst":
+        assert (settings.mi_weight == 0) == (name == "dst without MI")
+        assert (settings.alignment == "none") == (name == "dst without alignment")
 
 
 def test_differences_are_paired_by_user_and_averaged_over_seeds(tmp_path):

@@ -12,6 +12,7 @@ from benchmarks.tokenizers.tables import percent, rate
 
 Figures = Mapping[str, Any]
 METRICS = [(head, metric) for head in ("generation", "retrieval") for metric in ("recall@10", "ndcg@10")]
+PROBE = ("accuracy", "permuted")
 INTRODUCTION = """\
 Every tokenizer has 4 codes of 256 (DST 2 shared, 1 text, 1 image, or 2 shared and 2 text where there are no pictures;
 `qarm` its published 6), is fitted on training items only, and is judged on all items before collisions are resolved.
@@ -19,13 +20,15 @@ Every tokenizer has 4 codes of 256 (DST 2 shared, 1 text, 1 image, or 2 shared a
 
 *Codes.* Collisions: (N - unique) / N, and the share of items that are not unique. Lowest use and lowest perplexity (in
 codes) of any level. Title -> poster: recall at 1 and 10 of an item's poster among 1,000, by shared codes and by
-latents; only tokenizers that can place one view alone have it, on held-out items where there are any. Fit: seconds on
-one core.
+latents; only tokenizers that can place one view alone have it. Held out: the same for items that no user took in
+training, their number in brackets. Fit: seconds on one core.
 
 *What codes tell.* Adjusted mutual information over the smaller entropy, of a whole group (all its codes as one) and of
 its first code, with the attribute; in brackets the same after a permutation. A star: so many items are alone with their
 code that chance leaves less than a tenth of the entropy to be told, and the figure means little. `category` is the
-first one of an item; `tags` is the mean over its commonest ones, each a label of its own.
+first one of an item; `tags` is the mean over its commonest ones, each a label of its own. Probe: balanced accuracy of a
+linear reader of the group's codes on items that it was not fitted on, in brackets after a permutation; it is sound
+where the starred figures are not.
 
 *Downstream.* One HMAT, the same steps, batches, width (64) and depth (2) for every tokenizer, one core each, a few
 minutes. **An item is its codes and nothing else**: no item-id embedding and no features, so that the tokenizer is what
@@ -59,7 +62,7 @@ def _mean(cells: Iterable[Figures], read: Callable[[Figures], float | None]) -> 
 
 def _codes(tokenizers: Figures) -> str:
     header = ("tokenizer", "codes", "collisions, rate", "not unique", "lowest use", "lowest perplexity")
-    header += ("title -> poster @1 / @10, codes", "latents", "fit, s")
+    header += ("title -> poster @1 / @10, codes", "latents", "codes, held out", "fit, s")
     rows = []
     for name, entry in tokenizers.items():
         cells = entry["cells"]
@@ -71,16 +74,22 @@ def _codes(tokenizers: Figures) -> str:
                 percent(_mean(cells, lambda d: d["collision"]["before"]["share"])),
                 percent(_mean(cells, lambda d: min(level["utilisation"] for level in d["levels"]))),
                 f"{_mean(cells, lambda d: min(level['perplexity'] for level in d['levels'])):.0f}",
-                *(_across(cells, kind) for kind in ("codes", "latent")),
+                *(_recalls(cells, _title_to_poster, kind) for kind in ("codes", "latent")),
+                _held_out(cells),
                 f"{_mean(cells, lambda d: d['fit_seconds']):.0f}",
             ]
         )
     return table(header, rows)
 
 
-def _across(cells: list[Figures], kind: str) -> str:
-    found = [_mean(cells, lambda d, k=k: _title_to_poster(d).get(f"{kind}_recall@{k}")) for k in (1, 10)]
+def _recalls(cells: list[Figures], read: Callable[[Figures], Figures], kind: str) -> str:
+    found = [_mean(cells, lambda d, k=k: read(d).get(f"{kind}_recall@{k}")) for k in (1, 10)]
     return " / ".join(map(rate, found)) if all(value is not None for value in found) else ""
+
+
+def _held_out(cells: list[Figures]) -> str:
+    recalls = _recalls(cells, lambda d: _title_to_poster(d).get("held_out", {}), "codes")
+    return f"{recalls} ({_title_to_poster(cells[0]['diagnostics'])['held_out']['items']})" if recalls else ""
 
 
 def _title_to_poster(diagnostics: Figures) -> Figures:
@@ -99,12 +108,21 @@ def _attributes(tokenizers: Figures) -> str:
     kinds = {kind: chosen for kind, chosen in kinds.items() if chosen}
     if not kinds:
         return ""
+    probed = [group for group in ("shared", "text", "image") if f"{group}/0" in levels] if "category" in kinds else []
     header = ["tokenizer", *(f"{column}, {kind}" for kind in kinds for column in columns)]
     rows = [
-        [name, *(_told(of, column, chosen) for chosen in kinds.values() for column in columns)]
+        [name, *(_told(of, column, chosen) for chosen in kinds.values() for column in columns), *_probes(of, probed)]
         for name, of in cells.items()
     ]
-    return table(header, rows)
+    return table([*header, *(f"{group}, category, probe" for group in probed)], rows)
+
+
+def _probes(cells: list[Figures], groups: Iterable[str]) -> list[str]:
+    found = []
+    for group in groups:
+        both = [_mean(cells, lambda d, g=group, k=k: d["probes"].get(f"{g}|category", {}).get(k)) for k in PROBE]
+        found.append("" if None in both else f"{both[0]:.3f} ({both[1]:.3f})")
+    return found
 
 
 def _told(cells: list[Figures], column: str, labels: Iterable[str]) -> str:
