@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hisam_jax.errors import UserError
+from hisam_jax.files import sha256_file
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.tokenizer.trie import build_trie
@@ -39,8 +41,6 @@ def test_round_trip(tmp_path, digit):
 
 
 def test_checksum_changes_with_every_part():
-    from dataclasses import replace
-
     ours = table()
     moved = ours.codes_IL.copy()
     moved[0, 0] = (moved[0, 0] + 1) % 5
@@ -114,3 +114,72 @@ def test_a_folder_without_a_table_is_told(tmp_path):
 def test_codes_outside_their_level_are_our_fault(codes):
     with pytest.raises(ValueError, match="outside"):
         SemanticIDTable(LEVELS, np.array(codes, np.int32), None, 0, ["a"], {}, "none")
+
+
+def test_tables_made_before_a_field_was_added_keep_their_checksum():
+    """A trained run knows its IDs by this."""
+    assert table().checksum == "bc0a174509736b30640d71ce343ab5d44968fee8f51b601911dc126b7f956469"
+
+
+def test_a_table_opens_memory_mapped_and_unverified_reads_no_codes(tmp_path):
+    table().save(tmp_path / "ids")
+    opened = SemanticIDTable.load(tmp_path / "ids", verify=False)
+    assert isinstance(opened.codes_IL.base, np.memmap) and not opened.codes_IL.flags.writeable
+    data = bytearray((tmp_path / "ids" / "codes.npy").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "ids" / "codes.npy").write_bytes(data)
+    SemanticIDTable.load(tmp_path / "ids", verify=False)
+    (tmp_path / "ids" / "codes.npy").write_bytes(data[:-4])
+    with pytest.raises(UserError, match="not a table of IDs"):
+        SemanticIDTable.load(tmp_path / "ids", verify=False)
+
+
+def _forge(folder, name, values):
+    """Another array with a checksum that fits it."""
+    np.save(folder / name, values)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = sha256_file(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("codes.npy", np.zeros((6, 2), np.int64), "codes int64"),
+        ("codes.npy", np.zeros((5, 2), np.int32), r"codes int32\(5, 2\) for 6 items"),
+        ("codes.npy", np.full((6, 2), 9, np.int32), "outside its level"),
+        ("digit.npy", np.zeros(6, np.float32), "digits float32"),
+        ("digit.npy", np.full(6, 12, np.int32), "outside 0..11"),
+        ("codes.npy", np.zeros((6, 2), np.int32), "altered"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_manifest_are_told(tmp_path, name, values, words):
+    table().save(tmp_path / "ids")
+    _forge(tmp_path / "ids", name, values)
+    with pytest.raises(UserError, match=words):
+        SemanticIDTable.load(tmp_path / "ids")
+
+
+def test_a_table_of_one_item_is_a_table_and_one_of_none_is_not(tmp_path):
+    one = table(items=1)
+    one.save(tmp_path / "one")
+    assert SemanticIDTable.load(tmp_path / "one", one.item_ids).checksum == one.checksum
+    assert build_trie(one.full_codes(), one.vocab_sizes).leaves == 1
+    with pytest.raises(ValueError, match="no items"):
+        table(items=0)
+
+
+@pytest.mark.parametrize(("ids", "words"), [(["a", "a"], "twice: 'a'"), (["a", None], "without an id")])
+def test_every_item_has_one_id(ids, words):
+    with pytest.raises(ValueError, match=words):
+        SemanticIDTable(LEVELS, np.zeros((2, 2), np.int32), None, 0, ids, {}, "none")
+
+
+def test_the_parent_is_kept_and_part_of_the_checksum(tmp_path):
+    child = replace(table(), checksum="", parent=table().checksum)
+    child.save(tmp_path / "ids")
+    assert SemanticIDTable.load(tmp_path / "ids").parent == table().checksum != child.checksum
+    file = tmp_path / "ids" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"parent": "another"}))
+    with pytest.raises(UserError, match="altered"):
+        SemanticIDTable.load(tmp_path / "ids")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,6 +92,7 @@ def check_features(features: FeatureMap, present: PresentMap) -> int:
                     field=f"features.{name}",
                     expected="finite numbers, or the item marked as lacking this modality",
                 )
+            release({name: values})
     return rows
 
 
@@ -107,6 +109,15 @@ def blocks(rows: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks that cover `rows`."""
     for start in range(0, rows, size):
         yield start, min(start + size, rows)
+
+
+def release(features: FeatureMap) -> None:
+    """Lets go of the pages of features that are memory-mapped for reading; the next access reads them again."""
+    for values in features.values():
+        pages = getattr(values, "base", None)
+        if isinstance(values, np.memmap) and values.mode == "r" and isinstance(pages, mmap.mmap):
+            if hasattr(mmap, "MADV_DONTNEED"):
+                pages.madvise(mmap.MADV_DONTNEED)
 
 
 def padded(values: np.ndarray, rows: int) -> np.ndarray:
@@ -154,3 +165,4 @@ def fit_standardiser(values_IF: np.ndarray, rows_I: np.ndarray, *, per_column: b
 def _chosen(values_IF: np.ndarray, rows_I: np.ndarray) -> Iterator[np.ndarray]:
     for start, stop in blocks(len(values_IF)):
         yield np.asarray(values_IF[start:stop], np.float64)[rows_I[start:stop]]
+        release({"": values_IF})

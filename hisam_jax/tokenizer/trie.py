@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -48,21 +50,8 @@ class Trie:
 
         Where `exists` is false the node is some valid one. A binary search among the node's own children.
         """
-        codes, starts = self.codes[level], self.starts[level]
-        wanted = jnp.arange(self.sizes[level], dtype=jnp.int32)
-        low = jnp.broadcast_to(starts[node_x][..., None], (*node_x.shape, len(wanted)))
-        end = starts[node_x + 1][..., None]
-
-        def halve(_, bounds):
-            low, high = bounds
-            middle = low + (high - low) // 2
-            right = (low < high) & (codes.at[middle].get(mode="clip") < wanted)
-            return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
-
-        steps = self.fanouts[level].bit_length()
-        child, _ = jax.lax.fori_loop(0, steps, halve, (low, jnp.broadcast_to(end, low.shape)))
-        exists = (child < end) & (codes.at[child].get(mode="clip") == wanted)
-        return jnp.minimum(child, codes.shape[0] - 1), exists
+        size, steps = self.sizes[level], self.fanouts[level].bit_length()
+        return _children(self.codes[level], self.starts[level], node_x, size=size, steps=steps)
 
     def leaf_of_item(self) -> np.ndarray:
         """int32 `[I]`: each item's leaf."""
@@ -75,6 +64,25 @@ class Trie:
         """The items that share a leaf's whole ID, ascending."""
         start, end = np.asarray(self.leaf_start[leaf]), np.asarray(self.leaf_start[leaf + 1])
         return np.asarray(self.item_order[int(start) : int(end)])
+
+
+@functools.partial(jax.jit, static_argnames=("size", "steps"))
+def _children(
+    codes_N: jax.Array, start_P: jax.Array, node_x: jax.Array, *, size: int, steps: int
+) -> tuple[jax.Array, jax.Array]:
+    wanted_K = jnp.arange(size, dtype=jnp.int32)
+    low_xK = jnp.broadcast_to(start_P[node_x][..., None], (*node_x.shape, size))
+    end_xK = jnp.broadcast_to(start_P[node_x + 1][..., None], low_xK.shape)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        right = (low < high) & (codes_N.at[middle].get(mode="clip") < wanted_K)
+        return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+
+    child_xK, _ = jax.lax.fori_loop(0, steps, halve, (low_xK, end_xK))
+    exists_xK = (child_xK < end_xK) & (codes_N.at[child_xK].get(mode="clip") == wanted_K)
+    return jnp.minimum(child_xK, codes_N.shape[0] - 1), exists_xK
 
 
 def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...]) -> Trie:

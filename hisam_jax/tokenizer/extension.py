@@ -1,0 +1,206 @@
+"""New items in a table that is in use: IDs from its frozen tokenizer, no ID of an old item moved [ours].
+
+Old codes and digits stay byte for byte, level sizes and digits stay as many, so that a trained model goes on fitting. A
+new item takes its codes and a free digit, or under `next_nearest` and `sinkhorn` the nearest free last code. Where
+neither is left its last code, then the one before, moves to the nearest with room.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.errors import UserError
+from hisam_jax.files import atomic_directory
+from hisam_jax.tokenizer import collisions, registry
+from hisam_jax.tokenizer.assignment import assign, costs_of
+from hisam_jax.tokenizer.base import FeatureMap, FittedTokenizer, PresentMap
+from hisam_jax.tokenizer.random_codes import RandomCodes
+from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
+
+NAMED = 10  # items that a report names
+
+
+def extend_ids(ids: str | os.PathLike, dataset: str | os.PathLike, out: str | os.PathLike) -> dict[str, Any]:
+    """`hisam ids --extend`: the table at `ids` for the catalogue of `dataset`, written to `out` with its tokenizer.
+
+    Returns:
+        `items`, `kept`, `new`, `vanished{items, named}`, `moved{level: new items whose code there moved}`, `checksum`,
+        `parent`.
+
+    Raises:
+        UserError: no table, no tokenizer beside it (an imported table), features of other widths, no room left.
+    """
+    table = SemanticIDTable.load(ids)
+    if not (Path(ids) / "tokenizer.json").is_file():
+        raise UserError(
+            f"no tokenizer beside the table (its IDs are {table.tokenizer.get('name', 'imported')!r})",
+            path=ids,
+            expected="a table that `hisam tokenize` left",
+            hint="IDs that were imported cannot be extended; import them again with the new items",
+        )
+    model, data = registry.load_tokenizer(ids), Dataset.load(dataset)
+    extended, report = extend(table, model, data.items["item_id"], data.features, data.present)
+    with atomic_directory(out, holds="codes.npy") as scratch:
+        registry.save_tokenizer(model, scratch)
+        extended.write_into(scratch)
+    return report
+
+
+def extend(
+    table: SemanticIDTable,
+    model: FittedTokenizer,
+    item_ids: Sequence[str] | pl.Series,
+    features: FeatureMap,
+    present: PresentMap,
+    seed: int = 0,
+) -> tuple[SemanticIDTable, dict[str, Any]]:
+    """A table of the items `item_ids`, in that order, and a report.
+
+    Items are matched by id. One that has vanished from the catalogue is left out and reported; its ID is not given
+    away in this extension, so extending the first table again gives it back to an item that returns.
+
+    Args:
+        table: whose items keep their IDs.
+        model: the frozen tokenizer that made it.
+        item_ids: keys of the new catalogue.
+        features: modality -> [I, F_m] in its order.
+        present: modality -> bool [I].
+        seed: for the order among new items, which is not the catalogue's.
+
+    Raises:
+        UserError: another tokenizer, features of other widths, or new items that no free ID is left for.
+    """
+    if model.levels != table.levels:
+        raise UserError(
+            f"levels {[level.name for level in model.levels]}",
+            field="tokenizer",
+            expected=f"those of the table: {[level.name for level in table.levels]}",
+        )
+    item_ids = pl.Series("item_id", item_ids, dtype=pl.String)
+    if item_ids.is_empty():
+        raise UserError("no items", field="item_id", expected="a catalogue with at least one item")
+    old_I, vanished_V = _match(table.item_ids, item_ids)
+    new = np.flatnonzero(old_I < 0)
+    wanted_NL = _codes(table, model, features, present, new)
+    codes_NL, digit_N = _place(table, wanted_NL, costs_of(model, features, present), new, seed)
+    _refuse_full(table, codes_NL, digit_N, item_ids, new)
+    codes_IL = np.empty((len(item_ids), len(table.levels)), np.int32)
+    codes_IL[old_I >= 0] = table.codes_IL[old_I[old_I >= 0]]
+    codes_IL[new] = codes_NL
+    digit_I = None
+    if table.digit_I is not None:
+        digit_I = np.empty(len(item_ids), np.int32)
+        digit_I[old_I >= 0], digit_I[new] = table.digit_I[old_I[old_I >= 0]], digit_N
+    extended = SemanticIDTable(
+        levels=table.levels,
+        codes_IL=codes_IL,
+        digit_I=digit_I,
+        digit_size=table.digit_size,
+        item_ids=item_ids,
+        tokenizer=table.tokenizer,
+        policy=table.policy,
+        parent=table.checksum,
+    )
+    gone = table.item_ids.gather(vanished_V)
+    moved_L = (codes_NL != wanted_NL).sum(0)
+    report = {
+        "items": len(item_ids),
+        "kept": len(item_ids) - len(new),
+        "new": len(new),
+        "vanished": {"items": len(gone), "named": gone.head(NAMED).to_list()},
+        "moved": {level.name: int(count) for level, count in zip(table.levels, moved_L, strict=True) if count},
+        "checksum": extended.checksum,
+        "parent": table.checksum,
+    }
+    return extended, report
+
+
+def _match(ours: pl.Series, theirs: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Row of the table of each item of the catalogue, -1 for a new one; rows of the table that the catalogue lacks."""
+    rows = pl.DataFrame({"item_id": ours, "row": np.arange(len(ours))})
+    joined = pl.DataFrame({"item_id": theirs}).join(rows, on="item_id", how="left", maintain_order="left")
+    old_I = joined["row"].fill_null(-1).to_numpy().astype(np.int64)
+    gone = np.ones(len(ours), bool)
+    gone[old_I[old_I >= 0]] = False
+    return old_I, np.flatnonzero(gone)
+
+
+def _codes(
+    table: SemanticIDTable, model: FittedTokenizer, features: FeatureMap, present: PresentMap, new: np.ndarray
+) -> np.ndarray:
+    if isinstance(model, RandomCodes):  # numbers its rows: new items go on where the old ones end
+        numbered = {"rows": np.empty((len(table.item_ids) + len(new), 0))}
+        return model.assign(numbered, {})[len(table.item_ids) :]
+    return assign(model, features, present, new)
+
+
+def _place(
+    table: SemanticIDTable, wanted_NL: np.ndarray, costs: collisions.Costs, new: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [N, L] and digits [N] of new items beside all that the table holds; too high a digit is no room left.
+
+    Rows of both are numbered old items first, so that among equals the old ones are never asked to move.
+    """
+    old, sizes = len(table.item_ids), [level.size for level in table.levels]
+    codes_AL = np.concatenate([table.codes_IL, wanted_NL])
+    order_A = np.concatenate([np.arange(old), old + np.random.default_rng(seed).permutation(len(new))])
+    room = max(table.digit_size, 1)
+
+    def moved(codes_AL: np.ndarray, back: int, capacity: int) -> np.ndarray:
+        level_A = np.concatenate([np.full(old, -1), collisions.last_level(codes_AL[old:], sizes, back)])
+        ask = lambda level, rows: costs(level, new[rows - old])  # noqa: E731
+        return collisions.relocate(codes_AL, level_A, sizes, ask, order_A, capacity=capacity)
+
+    if table.policy != "none":
+        if table.policy != "digit":
+            codes_AL = moved(codes_AL, 0, 1)
+        for back in range(len(sizes)):
+            codes_AL = moved(codes_AL, back, room)
+    return codes_AL[old:], _free_digits(table, codes_AL, order_A)[old:]
+
+
+def _free_digits(table: SemanticIDTable, codes_AL: np.ndarray, order_A: np.ndarray) -> np.ndarray:
+    """int32 [A]: old digits as they are; the r-th new item of a bucket takes the r-th digit that is free in it."""
+    old, size = len(table.item_ids), max(table.digit_size, 1)
+    key_A = collisions.keys_of(codes_AL)
+    new_A = order_A[old:]
+    new_A = new_A[collisions.order_of(key_A[new_A])]
+    rank_N = collisions.rank_within(key_A[new_A])
+    digit_A = np.zeros(len(codes_AL), np.int32)
+    if table.digit_I is not None:
+        digit_A[:old] = table.digit_I
+    crowd = np.isin(key_A[:old], key_A[new_A])
+    taken_T = np.unique(key_A[:old][crowd] * size + digit_A[:old][crowd])
+    # The r-th free digit is r plus the taken digits t with t - (taken before t in its bucket) <= r.
+    taken_key, taken_digit = np.divmod(taken_T, size)
+    gap_T = taken_key * (size + 1) + taken_digit - collisions.rank_within(taken_key)
+    wanted_N = key_A[new_A] * (size + 1) + np.minimum(rank_N, size)
+    below_N = np.searchsorted(gap_T, wanted_N, side="right") - np.searchsorted(gap_T, key_A[new_A] * (size + 1))
+    digit_A[new_A] = rank_N + below_N
+    return digit_A
+
+
+def _refuse_full(
+    table: SemanticIDTable, codes_NL: np.ndarray, digit_N: np.ndarray, item_ids: pl.Series, new: np.ndarray
+) -> None:
+    if table.policy == "none":
+        return
+    full = digit_N >= max(table.digit_size, 1)
+    if not full.any():
+        return
+    names = item_ids.gather(new[full])
+    raise UserError(
+        f"no free ID is left for {len(names)} of {len(new)} new items "
+        f"({', '.join(names.head(3).to_list())}{', ...' if len(names) > 3 else ''})",
+        field="item_id",
+        expected=f"room in {max(table.digit_size, 1)} digits and all codes of their levels",
+        hint="fit a table of the whole catalogue with `hisam tokenize`, with `collisions: digit` or larger levels, and "
+        "train on it; or leave these items out",
+    )

@@ -1,0 +1,358 @@
+"""Tables of IDs in the forms of others: Parquet, and the `index.json` of LC-Rec, LETTER and MiniOneRec.
+
+`NAME.index.json` maps an item's number, a string, to a list of tokens, one a level: `{"0": ["<a_183>", "<b_70>"]}`;
+`NAME.item2id` beside it has a line `ITEM<tab>NUMBER` for each item. LC-Rec and LETTER write four levels `a` to `d`, the
+last of them moved until no two items were equal, or nearly; MiniOneRec three, and with RQ-Kmeans one more that counts
+duplicates. All of them read any token as a word of its own, so a digit is one more letter here, and a reserved code
+(the level's size: the item lacks that modality) one more number of its letter. What neither file says, level names and
+sizes, lies in `NAME.levels.json`, which they do not look for: with it, and in Parquet, a round trip is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from hisam_jax.errors import UserError
+from hisam_jax.files import atomic_write, full_disk_is_a_user_error
+from hisam_jax.tokenizer import collisions
+from hisam_jax.tokenizer.base import Level
+from hisam_jax.tokenizer.semantic_ids import FORMAT_VERSION, SemanticIDTable
+
+INDEX = ".index.json"
+META = "hisam_jax"
+_Read = tuple[pl.Series, np.ndarray, bool, dict[str, Any] | None]  # item ids, codes, is the last a digit, description
+TOKEN = r"^<([A-Za-z]+)_([0-9]{1,9})>$"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportOptions:
+    """What a foreign file does not say.
+
+    Attributes:
+        item_map: file of lines `ITEM<tab>NUMBER`; by default NAME.item2id beside NAME.index.json, without which its
+            keys are item ids.
+        levels: a name for each level, `GROUP/DEPTH`, such as text/0; by default shared/0, shared/1, ...
+        sizes: codes of each level; by default the greatest code plus 1.
+        last_is_digit: whether the last token only counts duplicates.
+        collisions: `digit` or `none`, for items with equal codes.
+    """
+
+    item_map: str | None = None
+    levels: Sequence[str] | None = None
+    sizes: Sequence[int] | None = None
+    last_is_digit: bool = False
+    collisions: str = "digit"
+
+
+def export_ids(table: SemanticIDTable, path: str | os.PathLike) -> list[str]:
+    """Writes NAME.parquet, or NAME.index.json with NAME.item2id and NAME.levels.json; returns their paths.
+
+    Parquet has `item_id`, `codes` (a list, one a level), `digit` where there are digits, and `id`, the codes with the
+    digit; level names, sizes and the table's provenance are in the file's metadata.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        _write_parquet(table, path)
+        return [str(path)]
+    if not path.name.endswith("index.json"):
+        raise UserError(f"'{path.name}'", field="export", expected="NAME.parquet or NAME.index.json")
+    full_IL = table.full_codes()
+    if full_IL.shape[1] > len(string.ascii_lowercase):
+        raise UserError(f"{full_IL.shape[1]} levels", path=path, expected="at most 26, one letter each")
+    columns = [pl.format(f"<{letter}_{{}}>", pl.lit(pl.Series(column))) for letter, column in _lettered(full_IL)]
+    rows = pl.select(pl.concat_list(columns)).to_series().to_list()
+    atomic_write(beside(path, ".levels.json"), json.dumps(_about(table), indent=1) + "\n")
+    pairs = pl.select(pl.format("{}\t{}", pl.lit(_one_line(table.item_ids, path)), pl.int_range(len(rows)))).to_series()
+    atomic_write(beside(path, ".item2id"), "".join(f"{line}\n" for line in pairs.to_list()))
+    atomic_write(path, json.dumps({str(number): row for number, row in enumerate(rows)}))
+    return [str(path), *(str(beside(path, ending)) for ending in (".item2id", ".levels.json"))]
+
+
+def import_ids(
+    path: str | os.PathLike, item_ids: Sequence[str] | pl.Series, options: ImportOptions | None = None
+) -> SemanticIDTable:
+    """The table of the catalogue `item_ids`, in its order, from NAME.parquet or NAME.index.json.
+
+    A file that this package wrote gives the same table again, checksum and all. In any other, items with equal codes
+    get a digit (or stay equal, by `options.collisions`), and the tokenizer is called "imported".
+
+    Raises:
+        UserError: an unreadable file, a bad token, rows of several lengths, an item twice, missing or too many.
+    """
+    path, options = Path(path), options or ImportOptions()
+    if options.collisions not in ("digit", "none"):
+        raise UserError(
+            f"'{options.collisions}'",
+            field="collisions",
+            expected="digit or none: no cost of a code is known",
+        )
+    if not path.is_file():
+        raise UserError("no such file", path=path, expected="NAME.parquet or NAME.index.json")
+    read = _read_parquet if path.suffix == ".parquet" else _read_index
+    found, full_IL, has_digit, about = read(path, options)
+    wanted = pl.Series("item_id", item_ids, dtype=pl.String)
+    if wanted.is_empty():
+        raise UserError("no items", field="item_id", expected="a catalogue with at least one item")
+    full_IL = full_IL[_rows_of(found, wanted, path)]
+    if about and not (options.levels or options.sizes or options.last_is_digit):
+        return _restored(about, full_IL, wanted, path)
+    options = dataclasses.replace(options, last_is_digit=options.last_is_digit or has_digit)
+    return _foreign(full_IL, wanted, path, options)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """NAME + ending in the folder of NAME.index.json."""
+    name = path.name.removesuffix(".json").removesuffix("index").removesuffix(".")
+    return path.with_name((name or "items") + ending)
+
+
+def _lettered(full_IL: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    return list(zip(string.ascii_lowercase, np.ascontiguousarray(full_IL.T), strict=False))
+
+
+def _one_line(item_ids: pl.Series, path: Path) -> pl.Series:
+    bad = item_ids.filter(item_ids.str.contains(r"[\t\r\n]"))
+    if len(bad):
+        raise UserError(f"item {bad[0]!r}", path=path, expected="item ids without tabs and line ends")
+    return item_ids
+
+
+def _about(table: SemanticIDTable) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "levels": [dataclasses.asdict(level) for level in table.levels],
+        "digit_size": table.digit_size,
+        "has_digit": table.digit_I is not None,
+        "policy": table.policy,
+        "tokenizer": table.tokenizer,
+        "parent": table.parent,
+        "checksum": table.checksum,
+    }
+
+
+def _write_parquet(table: SemanticIDTable, path: Path) -> None:
+    lists = lambda codes_IL: pl.Series(codes_IL, dtype=pl.Array(pl.Int32, codes_IL.shape[1])).arr.to_list()  # noqa: E731
+    columns = {"item_id": table.item_ids, "codes": lists(table.codes_IL)}
+    if table.digit_I is not None:
+        columns["digit"] = table.digit_I
+    frame = pl.DataFrame({**columns, "id": lists(table.full_codes())})
+    scratch = path.with_name(f".{path.name}.partial")
+    with full_disk_is_a_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            frame.write_parquet(scratch, metadata={META: json.dumps(_about(table))})
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def _read_parquet(path: Path, options: ImportOptions) -> _Read:
+    try:
+        frame, kept = pl.read_parquet(path), pl.read_parquet_metadata(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"unreadable Parquet ({error})", path=path) from error
+    names = frame.columns
+    loose = [name for name in names if name.startswith("code_") and name[5:].isdigit()]
+    loose = ["codes"] if "codes" in names else sorted(loose, key=lambda name: int(name[5:]))
+    if "item_id" not in names or not loose:
+        raise UserError(f"columns {', '.join(names)}", path=path, expected="item_id, and codes or code_0, code_1, ...")
+    has_digit = "digit" in names
+    loose += ["digit"] if has_digit else []
+    for name in loose:
+        kind = getattr(frame[name].dtype, "inner", frame[name].dtype)
+        if not kind.is_integer():
+            raise UserError(f"{frame[name].dtype}", path=path, field=name, expected="whole numbers from 0 on")
+    ids, values = frame["item_id"].cast(pl.String), frame.select(pl.concat_list(loose).cast(pl.List(pl.Int64)))
+    about = _json_of(kept[META], path) if META in kept else None
+    return ids, _rectangle(ids, values.to_series(), path), has_digit, about
+
+
+def _read_index(path: Path, options: ImportOptions) -> _Read:
+    entries = _json_of(path.read_bytes(), path)
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f"a {type(entries).__name__}", path=path, expected='an object {"0": ["<a_1>", ...], ...}')
+    for key, row in entries.items():
+        if not isinstance(row, list) or not all(isinstance(token, str) for token in row):
+            raise UserError(f"item {key!r}: {json.dumps(row)[:60]}", path=path, expected="a list of tokens like <a_12>")
+    keys = pl.Series("key", list(entries), dtype=pl.String)
+    tokens = pl.Series("tokens", list(entries.values()), dtype=pl.List(pl.String))
+    parts = tokens.list.explode(keep_nulls=False, empty_as_null=False).str.extract_groups(TOKEN).struct.unnest()
+    letters, numbers = parts.to_series(0), parts.to_series(1)
+    owner = pl.Series(np.repeat(np.arange(len(keys)), tokens.list.len().to_numpy()))
+    bad = letters.is_null().arg_max() if letters.null_count() else None
+    if bad is not None:
+        token = tokens.list.explode(keep_nulls=False, empty_as_null=False)[bad]
+        raise UserError(f"item {keys[owner[bad]]!r}: token {token!r}", path=path, expected="<LETTER_NUMBER>, as <a_12>")
+    full_IL = _rectangle(keys, _regroup(numbers.cast(pl.Int64), tokens), path)
+    _check_letters(keys, letters.to_numpy().reshape(full_IL.shape), path)
+    levels = beside(path, ".levels.json")
+    about = _json_of(levels.read_bytes(), levels) if levels.is_file() else None
+    return _named(keys, path, options), full_IL, False, about
+
+
+def _regroup(values: pl.Series, like: pl.Series) -> pl.Series:
+    """Flat values as lists of the same lengths as `like`."""
+    row = np.repeat(np.arange(len(like)), like.list.len().to_numpy())
+    lists = pl.DataFrame({"row": row, "value": values}).group_by("row", maintain_order=True).agg("value")
+    rows = pl.DataFrame({"row": np.arange(len(like))}).join(lists, on="row", how="left", maintain_order="left")
+    return rows["value"]
+
+
+def _rectangle(ids: pl.Series, values: pl.Series, path: Path) -> np.ndarray:
+    """int64 [I, L] of lists that must be of one length, at least 1, without nulls or negative numbers."""
+    lengths = values.list.len().fill_null(0)
+    width = int(lengths.mode().max() or 0) if len(lengths) else 0
+    if not width:
+        raise UserError("no codes", path=path, expected="at least one item with at least one code")
+    ragged = (lengths != width).arg_max() if (lengths != width).any() else None
+    if ragged is not None:
+        problem = f"item {ids[ragged]!r}: {lengths[ragged]} codes"
+        raise UserError(problem, path=path, expected=f"{width}, as most items have")
+    flat = values.explode(keep_nulls=True, empty_as_null=True)
+    wrong = (flat.is_null() | (flat < 0)).fill_null(True)
+    if wrong.any():
+        at = wrong.arg_max()
+        raise UserError(f"item {ids[at // width]!r}: code {flat[at]}", path=path, expected="whole numbers from 0 on")
+    return flat.to_numpy().reshape(len(ids), width)
+
+
+def _check_letters(keys: pl.Series, letter_IL: np.ndarray, path: Path) -> None:
+    first_L = letter_IL[0]
+    if len(set(first_L)) < len(first_L):
+        raise UserError(f"item {keys[0]!r}: letters {', '.join(first_L)}", path=path, expected="one letter a level")
+    other = letter_IL != first_L
+    if other.any():
+        row, level = np.unravel_index(other.argmax(), other.shape)
+        problem = f"item {keys[int(row)]!r}: letter {letter_IL[row, level]!r} at position {level}"
+        raise UserError(problem, path=path, expected=f"{first_L[level]!r}, as in item {keys[0]!r}")
+
+
+def _named(keys: pl.Series, path: Path, options: ImportOptions) -> pl.Series:
+    """Item ids of an index's numbers."""
+    file = Path(options.item_map) if options.item_map else beside(path, ".item2id")
+    if not file.is_file():
+        if options.item_map:
+            raise UserError("no such file", path=file, expected="lines ITEM<tab>NUMBER")
+        return keys
+    names: dict[str, str] = {}
+    for line, text in enumerate(file.read_text().splitlines(), 1):
+        item, tab, number = text.rpartition("\t")
+        if not tab or not number.strip().isdigit() or number.strip() in names:
+            problem = "a number twice" if number.strip() in names else f"{text[:60]!r}"
+            raise UserError(problem, path=file, line=line, expected="ITEM<tab>NUMBER, each number once")
+        names[number.strip()] = item
+    found = [names.get(key) for key in keys.to_list()]
+    if None in found:
+        problem = f"no item for number {keys[found.index(None)]!r}"
+        raise UserError(problem, path=file, expected=f"every key of {path.name}")
+    return pl.Series("item_id", found, dtype=pl.String)
+
+
+def _rows_of(found: pl.Series, wanted: pl.Series, path: Path) -> np.ndarray:
+    """Row of the file of each item of the catalogue."""
+    twice = found.filter(found.is_duplicated())
+    if found.null_count() or len(twice):
+        problem = "an item without an id" if found.null_count() else f"item {twice[0]!r} twice"
+        raise UserError(problem, path=path, field="item_id", expected="every item once")
+    missing, extra = (a.filter(~a.is_in(b.implode())) for a, b in ((wanted, found), (found, wanted)))
+    if len(missing) or len(extra):
+        parts = [
+            f"{verb} {len(names)} ({', '.join(names.head(3).to_list())}{', ...' if len(names) > 3 else ''})"
+            for verb, names in (("lacks", missing), ("has besides", extra))
+            if len(names)
+        ]
+        hint = None
+        if len(missing) == len(wanted) and path.suffix != ".parquet":
+            hint = "the file numbers its items: give the map with --item-map NAME.item2id"
+        expected = f"the {len(wanted)} items of the dataset"
+        raise UserError(f"IDs of another catalogue: it {', it '.join(parts)}", path=path, expected=expected, hint=hint)
+    rows = pl.DataFrame({"item_id": found, "row": np.arange(len(found))})
+    joined = pl.DataFrame({"item_id": wanted}).join(rows, on="item_id", how="left", maintain_order="left")
+    return joined["row"].to_numpy()
+
+
+def _restored(about: Mapping[str, Any], full_IL: np.ndarray, item_ids: pl.Series, path: Path) -> SemanticIDTable:
+    """The table that was exported; its checksum where the catalogue has the same order, else a new one."""
+    try:
+        if about["format_version"] != FORMAT_VERSION:
+            raise UserError(f"version {about['format_version']}", path=path, expected=f"version {FORMAT_VERSION}")
+        levels, has_digit = tuple(Level(**level) for level in about["levels"]), about["has_digit"]
+        if full_IL.shape[1] != len(levels) + has_digit:
+            raise ValueError(f"{full_IL.shape[1]} codes an item, {len(levels) + has_digit} described")
+        return SemanticIDTable(
+            levels=levels,
+            codes_IL=np.ascontiguousarray(full_IL[:, : len(levels)], np.int32),
+            digit_I=np.ascontiguousarray(full_IL[:, -1], np.int32) if has_digit else None,
+            digit_size=about["digit_size"],
+            item_ids=item_ids,
+            tokenizer=about["tokenizer"],
+            policy=about["policy"],
+            parent=about["parent"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        hint = "remove NAME.levels.json to import it as somebody else's"
+        raise UserError(f"does not fit its description ({error})", path=path, hint=hint) from error
+
+
+def _foreign(full_IL: np.ndarray, item_ids: pl.Series, path: Path, options: ImportOptions) -> SemanticIDTable:
+    digits = full_IL[:, -1] if options.last_is_digit else None
+    codes_IL = full_IL[:, :-1] if options.last_is_digit else full_IL
+    levels = _levels(codes_IL, path, options)
+    if ((codes_IL > [level.size for level in levels]) | (codes_IL >= 2**31)).any():
+        row, at = np.argwhere(codes_IL > [level.size for level in levels])[0]
+        problem = f"item {item_ids[int(row)]!r}: code {codes_IL[row, at]} of {levels[at].name}"
+        raise UserError(problem, path=path, field="sizes", expected=f"0 to {levels[at].size}, which is a missing one")
+    codes_IL = np.ascontiguousarray(codes_IL, np.int32)
+    if digits is None and collisions.collision(codes_IL)["rate"] == 0:
+        resolved = collisions.Resolved(codes_IL)
+    elif digits is None:
+        resolved = collisions.resolve(options.collisions, codes_IL, [level.size for level in levels], None)
+    else:
+        resolved = collisions.Resolved(codes_IL, digits.astype(np.int32), 2 * (int(digits.max()) + 1))
+    return SemanticIDTable(
+        levels=levels,
+        codes_IL=resolved.codes_IL,
+        digit_I=resolved.digit_I,
+        digit_size=resolved.digit_size,
+        item_ids=item_ids,
+        tokenizer={"name": "imported", "file": path.name},
+        policy=options.collisions,
+    )
+
+
+def _levels(codes_IL: np.ndarray, path: Path, options: ImportOptions) -> tuple[Level, ...]:
+    depth = codes_IL.shape[1]
+    names = options.levels or [f"shared/{level}" for level in range(depth)]
+    sizes = options.sizes or (codes_IL.max(0) + 1).tolist()
+    for field, given in (("levels", names), ("sizes", sizes)):
+        if len(given) != depth or not depth:
+            raise UserError(f"{len(given)} given", path=path, field=field, expected=f"{depth}, one for each code")
+    bad = next((name for name in names if not name.rpartition("/")[2].isdigit() or not name.partition("/")[0]), None)
+    if bad is not None or len(set(names)) < depth:
+        raise UserError(f"{bad or names}", path=path, field="levels", expected="different names like shared/0, text/0")
+    return tuple(Level(name, name.rpartition("/")[0], int(size)) for name, size in zip(names, sizes, strict=True))
+
+
+def _json_of(text: str | bytes, path: Path) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"unreadable JSON ({error})", path=path, line=getattr(error, "lineno", None)) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {twice!r} twice")
+    return entries
