@@ -137,13 +137,14 @@ def starts(x_NF: np.ndarray, levels: int) -> list[np.ndarray]:
     to the level whose product of variances is least (Ge et al. 2013, section 3.2.3)."""
     width = x_NF.shape[1]
     plain_FP = np.eye(width, -(-width // levels) * levels, dtype=np.float32)
-    variance_F, axes_FF = np.linalg.eigh(np.asarray(x_NF.T @ x_NF, np.float64) / len(x_NF))
-    order = np.argsort(-variance_F, kind="stable")
+    variance_F, axes_FF = np.linalg.eigh(np.asarray(x_NF.T @ x_NF, np.float64) / max(len(x_NF), 1))
+    share_F = np.maximum(variance_F / max(float(variance_F.max()), 1e-30), 1e-6)
+    gain_F = np.log(share_F / share_F.min())  # never negative: an axis more must not make a level look emptier
     room, load, place = plain_FP.shape[1] // levels, np.zeros(levels), [[] for _ in range(levels)]
-    for axis in order:
+    for axis in np.argsort(-variance_F, kind="stable"):
         level = min((index for index in range(levels) if len(place[index]) < room), key=lambda index: load[index])
         place[level].append(axis)
-        load[level] += np.log(max(variance_F[axis], 1e-12 * max(variance_F[order[0]], 1e-30)) + 1e-30)
+        load[level] += gain_F[axis]
     dealt_FP = np.zeros_like(plain_FP)
     for level, axes in enumerate(place):
         dealt_FP[:, level * room : level * room + len(axes)] = axes_FF[:, axes]
