@@ -21,6 +21,7 @@ from hisam_jax.files import atomic_directory
 from hisam_jax.progress import progress_bar
 from hisam_jax.tokenizer import collisions, diagnostics, registry
 from hisam_jax.tokenizer.alarms import AlarmConfig, Watch
+from hisam_jax.tokenizer.assignment import assign, costs_of
 from hisam_jax.tokenizer.attributes import attributes_of
 from hisam_jax.tokenizer.base import FittedTokenizer, Progress
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
@@ -68,7 +69,7 @@ def tokenize(
     with contextlib.nullcontext(progress) if progress else _bar(config.name) as show, watch.last_words():
         model = entry.fit(settings, data.features, data.present, data.train_items, seed, watch.beside(show))
     fitted = time.perf_counter()
-    codes_IL = model.assign(data.features, data.present)
+    codes_IL = assign(model, data.features, data.present)
     assigned = time.perf_counter()
     watch.check_levels(diagnostics.level_use(codes_IL, model.levels))
     table = make_table(model, data, codes_IL, config)
@@ -95,7 +96,7 @@ def tokenize(
     }
     with atomic_directory(out, holds="diagnostics.json") as scratch:
         registry.save_tokenizer(model, scratch)
-        table.write_into(scratch)
+        table.write_into(scratch, registry.item_features(model, data.features, data.present))
         (scratch / "diagnostics.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
@@ -104,11 +105,7 @@ def make_table(
     model: FittedTokenizer, data: Dataset, codes_IL: np.ndarray, config: ml_collections.ConfigDict
 ) -> SemanticIDTable:
     """The table of one dataset, collisions resolved by `config.collisions`."""
-
-    def costs(level: int, rows: np.ndarray) -> np.ndarray:
-        chosen = ({m: v[rows] for m, v in part.items()} for part in (data.features, data.present))
-        return model.costs(*chosen, level)
-
+    costs = costs_of(model, data.features, data.present)
     sizes = [level.size for level in model.levels]
     resolved = collisions.resolve(config.collisions, codes_IL, sizes, costs, config.seed)
     return SemanticIDTable(
@@ -116,7 +113,7 @@ def make_table(
         codes_IL=resolved.codes_IL,
         digit_I=resolved.digit_I,
         digit_size=resolved.digit_size,
-        item_ids=data.items["item_id"].to_list(),
+        item_ids=data.items["item_id"],
         tokenizer=json.loads(json.dumps({"name": model.name, "seed": config.seed, "config": model.config})),
         policy=config.collisions,
     )
@@ -124,7 +121,7 @@ def make_table(
 
 def load_ids(path: str | os.PathLike, data: Dataset) -> SemanticIDTable:
     """The table at `path`, checked to be this dataset's."""
-    return SemanticIDTable.load(Path(path), data.items["item_id"].to_list())
+    return SemanticIDTable.load(Path(path), data.items["item_id"])
 
 
 @contextlib.contextmanager
