@@ -68,11 +68,10 @@ def test_a_finished_seed_is_not_fitted_again_unless_its_settings_changed(tmp_pat
 
     def fit(seed):
         calls.append(seed)
-        return {"settings": fit.settings, "seconds": 1.0, "levels": {}}
+        return {"seconds": 1.0, "levels": {}}
 
     for settings, expected in (("a", [0, 1]), ("a", [0, 1]), ("b", [0, 1, 0, 1])):
-        fit.settings = settings
-        assert list(collapse._over_seeds([0, 1], fit, tmp_path / "cell")) == ["0", "1"]
+        assert list(collapse._over_seeds([0, 1], fit, settings, tmp_path / "cell")) == ["0", "1"]
         assert calls == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -41,38 +42,38 @@ def run(work: Path, data: Path, datasets: Path, quick: bool = False) -> dict[str
         dataset = Dataset.load(prepared(name, data, datasets), verify=False)
         features = {m: values[:] for m, values in dataset.features.items()}
         for tokenizer in TOKENIZERS:
-            fit = _fitter(tokenizer, features, dataset, {f"{tokenizer}.steps": "20"} if quick else {})
-            cells[f"{name}|{tokenizer}"] = _over_seeds(seeds, fit, work / name / tokenizer)
+            settings = _settings(tokenizer, quick)
+            fit = functools.partial(_fit, tokenizer, settings, features, dataset)
+            cells[f"{name}|{tokenizer}"] = _over_seeds(seeds, fit, repr(settings), work / name / tokenizer)
     return {"seeds": seeds, "cells": cells}
 
 
-def _fitter(
-    tokenizer: str, features: Mapping[str, Any], dataset: Dataset, overrides: dict[str, str]
-) -> Callable[[int], dict[str, Any]]:
-    entry, config = registry.entry(tokenizer), load_config(CONFIGS / f"{tokenizer}.py", overrides)
-    settings = build(entry.config, config[tokenizer], tokenizer)
-
-    def fit(seed: int) -> dict[str, Any]:
-        started = time.monotonic()
-        model = entry.fit(settings, features, dataset.present, dataset.train_items, seed)
-        levels = diagnostics.level_use(model.assign(features, dataset.present), model.levels)
-        kept = {level["name"]: {key: level[key] for key in ("utilisation", "perplexity", "size")} for level in levels}
-        return {"settings": repr(settings), "seconds": time.monotonic() - started, "levels": kept}
-
-    fit.settings = repr(settings)
-    return fit
+def _settings(tokenizer: str, quick: bool) -> Any:
+    config = load_config(CONFIGS / f"{tokenizer}.py", {f"{tokenizer}.steps": "20"} if quick else {})
+    return build(registry.entry(tokenizer).config, config[tokenizer], tokenizer)
 
 
-def _over_seeds(seeds: list[int], fit: Callable[[int], dict[str, Any]], work: Path) -> dict[str, Any]:
-    """Seed -> its levels; a seed's file of other settings is made anew."""
+def _fit(tokenizer: str, settings: Any, features: Mapping[str, Any], dataset: Dataset, seed: int) -> dict[str, Any]:
+    """Seconds, and level -> use, perplexity and size."""
+    started = time.monotonic()
+    model = registry.entry(tokenizer).fit(settings, features, dataset.present, dataset.train_items, seed)
+    levels = diagnostics.level_use(model.assign(features, dataset.present), model.levels)
+    kept = {level["name"]: {key: level[key] for key in ("utilisation", "perplexity", "size")} for level in levels}
+    return {"seconds": time.monotonic() - started, "levels": kept}
+
+
+def _over_seeds(
+    seeds: list[int], fit: Callable[[int], dict[str, Any]], settings: str, work: Path
+) -> dict[str, dict[str, Any]]:
+    """Seed -> what `fit` gave; a seed's file of other settings is made anew."""
     found = {}
     for seed in progress(seeds, description=f"{work.parent.name} {work.name}", unit="seed"):
         file = work / f"{seed}.json"
         kept = json.loads(file.read_text()) if file.is_file() else {}
-        if kept.get("settings") != fit.settings:
-            kept = fit(seed)
+        if kept.get("settings") != settings:
+            kept = {"settings": settings, "made": fit(seed)}
             atomic_write(file, json.dumps(kept) + "\n")
-        found[str(seed)] = {key: kept[key] for key in ("seconds", "levels")}
+        found[str(seed)] = kept["made"]
     return found
 
 
