@@ -119,7 +119,8 @@ def ema_update(book: Book, x_ND: jax.Array, code_N: jax.Array, weight_N: jax.Arr
     """One moving-average step; a code that nothing has taken for long keeps its vector."""
     one_hot_NK = jax.nn.one_hot(code_N, len(book.count_K), dtype=x_ND.dtype) * weight_N[:, None]
     count_K = decay * book.count_K + (1 - decay) * one_hot_NK.sum(0)
-    total_KD = decay * book.total_KD + (1 - decay) * one_hot_NK.T @ jnp.where(weight_N[:, None] > 0, x_ND, 0.0)
+    sum_KD = jnp.matmul(one_hot_NK.T, jnp.where(weight_N[:, None] > 0, x_ND, 0.0), precision=PRECISION)
+    total_KD = decay * book.total_KD + (1 - decay) * sum_KD
     alive_K = count_K > 1e-6
     vectors_KD = jnp.where(alive_K[:, None], total_KD / jnp.where(alive_K, count_K, 1.0)[:, None], book.vectors_KD)
     return Book(vectors_KD, count_K, total_KD)
