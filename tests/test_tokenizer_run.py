@@ -12,7 +12,7 @@ from fixtures import tiny_dataset
 from hisam_jax.config import load_config
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
-from hisam_jax.tokenizer import diagnostics
+from hisam_jax.tokenizer import assignment, base, diagnostics
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.registry import load_tokenizer
 from hisam_jax.tokenizer.run import tokenize
@@ -141,3 +141,40 @@ def test_information_of_independent_fine_codes_is_zero_and_of_a_coarsening_one()
     assert diagnostics.ami(np.where(a < 128, a, -1), a, rng)["value"] > 0.99
     assert diagnostics.ami(a * 0, b * 0, rng) == {"value": 0.0, "permuted": 0.0}
     assert diagnostics.ami(a[:0], b[:0], rng) == {"value": 0.0, "permuted": 0.0}
+
+
+class _Spy:
+    """Counts what a tokenizer is given at a time; an item's code is its first feature."""
+
+    levels = (Level("shared/0", "shared", 9),)
+
+    def __init__(self):
+        self.rows = []
+
+    def assign(self, features, present):
+        self.rows.append(len(features["text"]))
+        return np.where(present["text"], features["text"][:, 0], 9).astype(np.int32)[:, None]
+
+
+def test_codes_are_assigned_in_spans_and_pages_let_go_of(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 9, (100, 3)).astype(np.float32)
+    np.save(tmp_path / "text.npy", values)
+    features, present = {"text": np.load(tmp_path / "text.npy", mmap_mode="r")}, {"text": np.arange(100) % 7 > 0}
+    monkeypatch.setattr(assignment, "SPAN", 30)
+    released = []
+    monkeypatch.setattr(assignment, "release", lambda features: (released.append(1), base.release(features)))
+    spy = _Spy()
+    codes = assignment.assign(spy, features, present)
+    assert spy.rows == [30, 30, 30, 10] and len(released) == 4
+    assert np.array_equal(codes[:, 0], np.where(present["text"], values[:, 0], 9)), "pages come back when read again"
+    rows = np.array([99, 3, 3, 50])
+    assert np.array_equal(assignment.assign(spy, features, present, rows), codes[rows])
+    assert assignment.assign(spy, features, present, rows[:0]).shape == (0, 1)
+
+
+def test_pages_that_may_be_written_are_kept(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((5000, 3), np.float32))
+    values = np.load(tmp_path / "x.npy", mmap_mode="c")
+    values[:] = 1
+    base.release({"x": values, "plain": np.ones(3)})
+    assert values.sum() == 15000, "a private copy's changes would be lost with its pages"

@@ -49,8 +49,19 @@ def extend_ids(ids: str | os.PathLike, dataset: str | os.PathLike, out: str | os
     extended, report = extend(table, model, data.items["item_id"], data.features, data.present)
     with atomic_directory(out, holds="codes.npy") as scratch:
         registry.save_tokenizer(model, scratch)
-        extended.write_into(scratch)
+        extended.write_into(scratch, _beside(Path(ids), table, model, data))
     return report
+
+
+def _beside(ids: Path, table: SemanticIDTable, model: FittedTokenizer, data: Dataset) -> dict[str, np.ndarray]:
+    """What the tokenizer tells of items beside their IDs, where its row numbers, those of the first table, still hold.
+
+    They do where the new items come after the old ones; else nothing is written, and a ranker that needs it says so.
+    """
+    if not data.items["item_id"].head(len(table.item_ids)).equals(table.item_ids):
+        return {}
+    found = registry.item_features(model, data.features, data.present)
+    return {name: array for name, array in found.items() if (ids / f"{name}.npy").is_file()}
 
 
 def extend(
