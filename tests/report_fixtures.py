@@ -140,9 +140,7 @@ def tokenizer_curves() -> list[dict[str, float]]:
     for step in range(20, 401, 20):
         row = {"step": step, "loss": 8.0, "reconstruction": 0.9, "shared_reconstruction": 0.95, "alignment": 5.0}
         row |= {"commitment": 1.0, "mi/shared|text": 0.4, "spread/shared": 0.9, "spread/text": 0.8}
-        row |= {
-            f"{kind}/{level.name}": value for level in LEVELS for kind, value in (("used", 1.0), ("perplexity", 7.0))
-        }
+        row |= {f"used/{level.name}": 1.0 for level in LEVELS} | {f"perplexity/{level.name}": 7.0 for level in LEVELS}
         rows.append(row | ({"mi_codes/shared/0|text/0": 0.3} if step % 40 == 0 else {}))
     return rows
 

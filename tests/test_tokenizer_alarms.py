@@ -90,7 +90,9 @@ def test_each_symptom_is_reported_once_and_names_its_level(ill, kind, subject):
             10_000,
             "is too much for reconstruction_weight (4.0)",
         ),
+        ({}, {"spread/shared": 0.0}, {"weight_decay": 20.0}, 10_000, "weight_decay (20.0) takes the weights to 0"),
         ({}, {"reconstruction": 1.2}, {"reconstruction_weight": 0}, 10_000, "reconstruction_weight is 0"),
+        ({"reconstruction": 50.0}, {"reconstruction": 1.2}, {}, 10_000, "reconstruction_weight (4.0) too low"),
         ({"gradient_norm": 1e6}, {"loss": float("inf")}, {}, 10_000, "gradients had grown to 1e+06"),
     ],
 )
@@ -146,7 +148,7 @@ def text_dataset(path: Path, change) -> Dataset:
 
 
 SMALL = {"dst.shared": "(16,)", "dst.specific.text": "(16,)", "dst.width": "8", "dst.hidden": "16"}
-SMALL |= {"dst.batch_size": "64", "dst.steps": "80"}
+SMALL |= {"dst.specific.image": "()", "dst.batch_size": "64", "dst.steps": "80"}
 
 
 @pytest.mark.slow
@@ -180,3 +182,16 @@ def test_a_training_that_collapses_is_reported_while_it_runs_and_written_down(tm
     assert first < 80 and any(heard for done, heard in seen if done > first)
     assert any("learning_rate (3.0) too high" in alarm["cause"] for alarm in raised)
     assert json.loads((tmp_path / "ids" / "diagnostics.json").read_text())["alarms"] == raised
+
+
+@pytest.mark.slow
+def test_an_rqvae_whose_weights_decay_to_nothing_is_stopped_with_that_cause(tmp_path):
+    data = text_dataset(tmp_path / "data", lambda values: values)
+    ill = {"rqvae.unit_latents": "False", "rqvae.weight_decay": "20.0", "rqvae.learning_rate": "0.01"}
+    ill |= {"rqvae.sizes": "(16, 16)", "rqvae.hidden": "(16,)", "rqvae.width": "8", "rqvae.steps": "1000"}
+    steps = []
+    config = load_config(CONFIGS / "rqvae.py", ill | {"rqvae.batch_size": "64", "alarms.strict": "True"})
+    with pytest.raises(UserError, match=r"shared.*latents are a point.*weight_decay \(20\.0\)"):
+        tokenize(data.path, config, tmp_path / "ids", progress=lambda done, *_: steps.append(done))
+    assert steps[-1] < 200  # at once, long before `after`
+    assert not (tmp_path / "ids").exists()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from fixtures import tiny_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score
 
+from hisam_jax import cli
 from hisam_jax.tokenizer import diagnostics, neighbours
 from hisam_jax.tokenizer.adjusted_information import LEAST_HEADROOM, adjusted_information
 from hisam_jax.tokenizer.attributes import attributes_of
@@ -18,6 +22,7 @@ from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.diagnostics_table import diagnostics_table
 from hisam_jax.tokenizer.probes import probe, probe_codes
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "tokenizer"
 LEVELS = (Level("shared/0", "shared", 4), Level("shared/1", "shared", 4), Level("text/0", "text", 4))
 
 
@@ -181,6 +186,9 @@ def test_lookalikes_are_the_greatest_cosines_and_places_are_counted():
             best = rows[np.argsort(-scores[at])][: neighbours.LOOKALIKES]
             assert entry[branch] == best.tolist()
             assert entry["place"][branch] == 1 + (scores[at] > scores[at, at]).sum()
+    bare = np.where(np.arange(3) < 2, codes, 4).astype(np.int32)
+    without = neighbours.lookalikes(model, model.features, present, bare, queries, np.random.default_rng(0))
+    assert "specific_only" not in without["items"][0] and "specific_only" not in without["rank"]["text"]
     assert report["rivals"]["text"] == len(rows)
     rank = report["rank"]["text"]
     assert rank["full"]["median"] < rank["specific_only"]["median"] and 0 <= rank["full"]["first"] <= 1
@@ -236,6 +244,19 @@ def test_the_table_says_what_the_report_holds():
     assert "-0.00" not in text and all(line == line.rstrip() for line in text.splitlines())
     bare = {key: report[key] for key in ("tokenizer", "levels", "collision")}
     assert "collisions" in diagnostics_table(bare, "ids")
+
+
+def test_tokenize_prints_the_table_or_the_whole_as_json(tmp_path, capsys):
+    data = tiny_dataset(tmp_path / "data")
+    line = ["tokenize", "--dataset", data.path, "--config", CONFIGS / "random.py", "--out", tmp_path / "ids"]
+    line = [str(word) for word in line] + ["--config.random.sizes=(8, 8)"]
+    assert cli.main(line) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((tmp_path / "ids" / "diagnostics.json").read_text())
+    assert shown == diagnostics_table(report, str(tmp_path / "ids")) + "\n"
+    assert cli.main([*line, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["levels"] == report["levels"] and again.keys() == report.keys()
 
 
 def test_memory_does_not_grow_with_the_catalogue(monkeypatch):

@@ -26,6 +26,7 @@ NOTHING = 1e-8  # reconstruction error of features that are all 0 once standardi
 NOT_FALLING = 0.99  # of the first reconstruction error
 TOLD_NATS = 0.3  # information between codes that a bound must not miss
 STEEP = 100.0  # norm of gradients that no step of a sound run has
+HEAVY = 1e-3  # learning rate times weight decay that halves weights within 700 steps
 FAST = 0.02  # learning rate that these networks cannot take
 SWAMPS = 10  # times another weighted loss
 SAME_FEATURES = "likely cause: the features of all items are the same"
@@ -205,18 +206,14 @@ class Watch:
             self._raise(Alarm("perplexity", level, step, perplexity, found, f"at least {least:.3g}", cause))
 
     def _judge_reconstruction(self, step: int, row: Mapping[str, float]) -> None:
-        value, first = row.get("reconstruction"), self._first.get("reconstruction")
-        if value is not None and first and self._rows > 2 and value >= NOT_FALLING * first and value > 0.5:
-            weight = self._settings.get("reconstruction_weight")
-            if weight == 0:
-                cause = "likely cause: reconstruction_weight is 0"
-            elif points := self._points(row):
-                cause = self._why(points[0])
-            else:
-                rate = self._settings.get("learning_rate")
-                cause = f"likely cause: reconstruction_weight ({weight}) too low or learning_rate ({rate}) unfit"
-            found = f"error {value:.3f} has not fallen from {first:.3f}"
-            expected = f"below {NOT_FALLING * first:.3f}"
+        """An error that has not fallen, or not below the mean item's, which is 1."""
+        if self._rows < 3 or "loss" not in row or "reconstruction" not in row:
+            return
+        value, first = row["reconstruction"], self._first["reconstruction"]
+        limit = NOT_FALLING * min(first, 1.0)
+        if value >= limit and first > NOTHING:
+            found, expected = f"error {value:.3f}, {first:.3f} at first", f"below {limit:.3f}"
+            cause = self._why_not_rebuilt(row)
             self._raise(Alarm("reconstruction", "reconstruction", step, value, found, expected, cause))
 
     def _judge_information(self, step: int, row: Mapping[str, float]) -> None:
@@ -258,9 +255,8 @@ class Watch:
             return SAME_FEATURES
         if begun.get(group, 1.0) < COLLAPSED:
             return f"likely cause: the features that {group} stands for are the same in all items"
-        rate, norm = self._settings.get("learning_rate"), self._greatest.get("gradient_norm", 0.0)
-        if norm > STEEP or (isinstance(rate, float) and rate > FAST):
-            return f"likely cause: learning_rate ({rate}) too high, with gradients of up to {norm:.3g}"
+        if steep := self._why_steep():
+            return steep
         weights = {name: self._settings.get(f"{name}_weight") for name in ("commitment", "alignment", "reconstruction")}
         pulls = {name: weight * self._first.get(name, 0.0) for name, weight in weights.items() if weight}
         rebuild = pulls.pop("reconstruction", 0.0)
@@ -268,6 +264,25 @@ class Watch:
         how = "swamps" if pulls.get(swamps, 0.0) > SWAMPS * rebuild else "is too much for"
         rival = f"reconstruction_weight ({weights['reconstruction']})"
         return f"likely cause: {swamps}_weight ({weights[swamps]}) {how} {rival}"
+
+    def _why_steep(self) -> str | None:
+        """What of the optimiser's settings no network can take, if anything."""
+        rate, decay = self._settings.get("learning_rate"), self._settings.get("weight_decay")
+        norm = self._greatest.get("gradient_norm", 0.0)
+        if norm > STEEP or (rate is not None and rate > FAST):
+            return f"likely cause: learning_rate ({rate}) too high, with gradients of up to {norm:.3g}"
+        if rate is not None and decay is not None and rate * decay > HEAVY:
+            return f"likely cause: weight_decay ({decay}) takes the weights to 0 at a learning_rate of {rate}"
+        return None
+
+    def _why_not_rebuilt(self, row: Mapping[str, float]) -> str:
+        weight, rate = (self._settings.get(name) for name in ("reconstruction_weight", "learning_rate"))
+        if weight == 0:
+            return "likely cause: reconstruction_weight is 0"
+        if points := self._points(row):
+            return self._why(points[0])
+        tuning = f"likely cause: reconstruction_weight ({weight}) too low or learning_rate ({rate}) unfit"
+        return self._why_steep() or tuning
 
     def _why_unused(self, level: str, size: float, items: int, row: Mapping[str, float]) -> str:
         """Why codes of a level go unused."""

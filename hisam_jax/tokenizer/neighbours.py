@@ -122,14 +122,14 @@ def lookalikes(
         if len(pool) < 2:
             continue
         target_PF = _unit(model.targets({name: values[pool] for name, values in features.items()})[m])
-        similar = {branch: _unit(model.reconstruct(codes_IL[pool], branch)[m]) @ target_PF.T for branch in BRANCHES}
+        rebuilt = {branch: _unit(model.reconstruct(codes_IL[pool], branch)[m]) for branch in BRANCHES}
+        # A branch without codes rebuilds nothing, which nothing looks like.
+        similar = {branch: guess_PF @ target_PF.T for branch, guess_PF in rebuilt.items() if guess_PF.any()}
         report["rank"][m] = {branch: _rank(score_PP) for branch, score_PP in similar.items()}
         report["rivals"][m] = len(pool)
         for item in wanted:
             at = int(np.searchsorted(pool, item))
-            told = {  # a branch without codes rebuilds nothing, which nothing looks like
-                branch: score_PP[at] for branch, score_PP in similar.items() if np.ptp(score_PP[at]) > 0
-            }
+            told = {branch: score_PP[at] for branch, score_PP in similar.items() if np.ptp(score_PP[at]) > 0}
             best = {b: pool[np.argsort(-score_P, kind="stable")[:LOOKALIKES]].tolist() for b, score_P in told.items()}
             place = {b: int((score_P > score_P[at]).sum()) + 1 for b, score_P in told.items()}
             report["items"].append({"item": int(item), "modality": m, **best, "place": place})
