@@ -1,8 +1,9 @@
 """RQ-VAE (TIGER, arXiv 2305.05065): an autoencoder of all modalities side by side whose latent is residual codes.
 
 Stated: encoder 512, 256, 128 -> 32 with ReLU, its mirror as decoder, three books of 256, commitment weight 0.25,
-k-means for the first codebooks. Ours: unit latents, so that commitment cannot shrink them to nothing; reconstruction as
-the mean over standardised features that are there; moving-average codebooks; dead codes re-seeded; settling.
+k-means for the first codebooks. Ours: unit latents, so that commitment cannot shrink them to nothing; a warm-up without
+codes, as latents that do not yet tell items apart are soon committed to a single point; reconstruction as the mean over
+standardised features that are there; moving-average codebooks; dead codes re-seeded; settling.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class RQVAEConfig:
         sizes: size of each codebook.
         width: of the latent and the codes.
         hidden: hidden units of each layer of the encoder; the decoder has them in reverse.
+        warm_up: share of training before there are codes: a plain autoencoder, whose latents the first codes are of.
         unit_latents: whether latents are scaled to length 1.
         codebooks: learned by moving average (`ema`) or by `gradient`.
         decay: of the moving averages.
@@ -50,13 +52,14 @@ class RQVAEConfig:
     sizes: tuple = (256, 256, 256)
     width: int = 32
     hidden: tuple = (512, 256, 128)
+    warm_up: float = 0.2
     unit_latents: bool = True
     codebooks: Literal["ema", "gradient"] = "ema"
     decay: float = 0.99
     dead_threshold: float = 0.03
     init_rows: int = 4096
     settle_iterations: int = 5
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: float = 4.0
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
     dropout: float = 0.0
@@ -64,6 +67,11 @@ class RQVAEConfig:
     weight_decay: float = 0.01
     batch_size: int = 256
     steps: int = 2000
+
+    @property
+    def warm_steps(self) -> int:
+        """Steps without codes, a whole number of compiled calls."""
+        return int(self.warm_up * self.steps) // fitting.STEPS_PER_CALL * fitting.STEPS_PER_CALL
 
 
 class MLP(nn.Module):
@@ -221,10 +229,13 @@ def fit_rqvae(
     networks = Autoencoder(cfg, tuple((m, features[m].shape[1]) for m in names))
     load = functools.partial(fitting.load, scales, features, present)
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
-    state = init_state(networks, sizes, seed, load(rng.permutation(rows)[: cfg.init_rows])[0], len(rows))
+    first, _ = load(rng.permutation(rows)[: cfg.init_rows])
+    state = with_books(networks, init_networks(networks, seed), sizes, seed, first, len(rows))
     history: list[dict[str, float]] = []
     for start, picks_SB in fitting.chunks(rows, cfg.batch_size, cfg.steps, rng):
         done = start + len(picks_SB)
+        if 0 < start == cfg.warm_steps:
+            state = with_books(networks, state.trainable["net"], sizes, seed, first, len(rows), state.optimizer)
         state, metrics = _run_steps(networks, state, key, jnp.arange(start, done), *load(picks_SB))
         row = {name: float(np.mean(values)) for name, values in metrics.items()}
         bad = [name for name, value in row.items() if not np.isfinite(value)]
@@ -240,18 +251,22 @@ def fit_rqvae(
     return RQVAE(cfg, params, books, scales, notes, history)
 
 
-def init_state(networks: Autoencoder, sizes: Sequence[int], seed: int, x: Arrays, rows: int) -> State:
-    """Random networks, and codebooks by residual k-means on the first items' latents."""
-    cfg, rng = networks.cfg, np.random.default_rng(seed)
-    nothing = {m: jnp.zeros((1, width)) for m, width in networks.widths}
+def init_networks(networks: Autoencoder, seed: int) -> dict[str, Any]:
+    """Scaled normal weights, zero biases."""
+    nothing, rng = {m: jnp.zeros((1, width)) for m, width in networks.widths}, np.random.default_rng(seed)
     shapes = jax.eval_shape(networks.init, jax.random.key(0), nothing)["params"]
-    trainable: dict[str, Any] = {"net": jax.tree.map(lambda leaf: mutual_information.initial(rng, leaf.shape), shapes)}
-    z_ND = _encode(networks, trainable["net"], x)
+    return jax.tree.map(lambda leaf: mutual_information.initial(rng, leaf.shape), shapes)
+
+
+def with_books(
+    networks: Autoencoder, net: Any, sizes: Sequence[int], seed: int, x: Arrays, rows: int, optimizer: Any = None
+) -> State:
+    """Codebooks by residual k-means on the latents of `x`; `rows` training items; a fresh optimiser without one."""
+    cfg, z_ND = networks.cfg, _encode(networks, net, x)
     vectors = quantization.residual_kmeans(jax.random.key(seed), z_ND, jnp.ones(len(z_ND)), sizes)
-    if cfg.codebooks == "gradient":
-        trainable["codebooks"] = vectors
+    trainable = {"net": net, "codebooks": vectors} if cfg.codebooks == "gradient" else {"net": net}
     books = {SHARED: tuple(quantization.make_book(v, float(min(cfg.batch_size, rows))) for v in vectors)}
-    return State(trainable, books, jax.jit(_optimizer(cfg).init)(trainable))
+    return State(trainable, books, optimizer or jax.jit(_optimizer(cfg).init)(trainable))
 
 
 def settle(networks: Autoencoder, params: Any, books: Sequence[np.ndarray], x: Arrays) -> list[np.ndarray]:
@@ -271,17 +286,19 @@ def train_step(
     cfg = networks.cfg
     drop_key, seed_key = jax.random.split(jax.random.fold_in(key, step))
     weight_B = jnp.stack(list(present.values())).any(0).astype(jnp.float32)
+    coded = step >= cfg.warm_steps
 
     def total_loss(trainable: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, Quantized, Arrays]]:
         apply = functools.partial(networks.apply, {"params": trainable["net"]}, rngs={"dropout": drop_key})
         z_BD = apply(x, deterministic=False, method="encode")
         quantized = quantization.residual_quantize(z_BD, vectors_of(trainable, state.books))
-        guess = apply(quantization.straight_through(z_BD, quantized.sum_ND), method="decode")
+        code_BD = quantization.straight_through(z_BD, quantized.sum_ND)
+        guess = apply(jnp.where(coded, code_BD, z_BD), method="decode")
         parts = losses(guess, x, present, quantized, weight_B)
-        loss = cfg.reconstruction_weight * parts["reconstruction"] + cfg.commitment_weight * parts["commitment"]
+        pull = cfg.commitment_weight * parts["commitment"]
         if cfg.codebooks == "gradient":
-            loss = loss + cfg.codebook_weight * parts["codebook"]
-        return loss, (z_BD, quantized, parts)
+            pull = pull + cfg.codebook_weight * parts["codebook"]
+        return cfg.reconstruction_weight * parts["reconstruction"] + coded * pull, (z_BD, quantized, parts)
 
     (loss, (z_BD, quantized, parts)), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
     updates, optimizer = _optimizer(cfg).update(gradients, state.optimizer, state.trainable)
