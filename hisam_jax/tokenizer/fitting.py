@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,11 @@ def load(
     flat = picks.reshape(-1)
     x = {m: scale(features[m][flat], present[m][flat]).reshape(*picks.shape, -1) for m, scale in scales.items()}
     return x, {m: np.asarray(present[m][flat]).reshape(picks.shape) for m in scales}
+
+
+def norm(tree: Any) -> jax.Array:
+    """Euclidean norm of all arrays of a tree together."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
 def update_books(

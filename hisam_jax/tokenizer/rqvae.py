@@ -314,7 +314,7 @@ def train_step(
     )
     if "codebooks" in trainable:
         trainable["codebooks"] = [book.vectors_KD for book in books[SHARED]]
-    about = {"gradient_norm": optax.global_norm(gradients["net"]), f"spread/{SHARED}": spread(z_BD, weight_B)}
+    about = {"gradient_norm": fitting.norm(gradients["net"]), f"spread/{SHARED}": spread(z_BD, weight_B)}
     return State(trainable, books, optimizer), {"loss": loss, **about, **parts, **usage}
 
 
