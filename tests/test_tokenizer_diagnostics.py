@@ -76,6 +76,12 @@ def test_information_is_the_librarys(seed, items, few, many):
         )
 
 
+def test_information_of_labels_that_must_overlap_is_the_librarys():
+    a, b = np.repeat([0, 1], [9, 1]), np.repeat([0, 1, 2], [7, 2, 1])
+    ours = adjusted_information(a, b, np.random.default_rng(0))["value"]
+    np.testing.assert_allclose(ours, adjusted_mutual_info_score(a, b, average_method="min"), rtol=1e-9)
+
+
 def test_joint_codes_are_judged_soundly_until_they_are_too_fine():
     """Two levels of 256: 20,000 items tell independence from dependence, 1,500 do not, and the headroom says so."""
     rng = np.random.default_rng(0)
@@ -124,6 +130,9 @@ def test_a_probe_is_not_fooled_by_unequal_labels_nor_by_codes_of_one_item():
     rare = (rng.random(2000) < 0.05).astype(np.int64)
     blind = probe(np.zeros((2000, 1), int), [2], rare, rng)
     assert blind["accuracy"] == pytest.approx(0.5, abs=0.01)  # plain accuracy would be .95
+    hint = np.where(rng.random(2000) < np.where(rare, 0.8, 0.2), 1, 0)
+    told = probe(hint[:, None], [2], rare, rng)
+    assert told["accuracy"] == pytest.approx(0.8, abs=0.06)  # the commonest label is never the best bet
     own = probe(np.arange(2000)[:, None], [2001], rare, rng)
     assert own["accuracy"] == pytest.approx(0.5, abs=0.05)  # knows every fitted item by heart, nothing of the others
     assert probe(np.zeros((3, 1), int), [2], np.array([0, 1, -1]), rng) is None
