@@ -43,13 +43,21 @@ def reference(x: np.ndarray, centres: np.ndarray, iterations: int) -> tuple[np.n
 @pytest.mark.parametrize("iterations", [0, 1, 15])
 def test_lloyd_over_parts_is_plain_lloyd(iterations, resident):
     x = mixture(1801, 6, 50)
-    start = x[:40].copy()
-    start[7] = 100.0  # nothing is near it: an empty cluster
+    start = x[:40]
     found = clustering.lloyd(clustering.split(x, resident), len(x), start, iterations)
     centres, code, error = reference(x, start.astype(np.float64), iterations)
     np.testing.assert_allclose(found.centres_KD, centres, atol=1e-4)
     assert np.array_equal(found.code_N, code) and found.code_N.dtype == np.int32
     np.testing.assert_allclose(found.error, error, rtol=1e-4)
+
+
+def test_empty_clusters_get_half_of_another_even_among_columns_of_noise():
+    x = mixture(1000, 64, 10, noise=1.0)
+    start = x[:16].copy()
+    start[3], start[8:11] = 100.0, -100.0  # nothing is near them
+    found = clustering.lloyd(clustering.split(x), len(x), start, 10)
+    assert np.bincount(found.code_N, minlength=16).min() > 5, "a lone row as a centre would keep to itself"
+    np.testing.assert_allclose(found.error, reference(x, found.centres_KD, 0)[2], rtol=1e-4)
 
 
 def test_only_centres_that_moved_are_scored_and_that_changes_nothing(monkeypatch):

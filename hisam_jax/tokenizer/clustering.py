@@ -22,6 +22,7 @@ PART = 16384  # rows that a device sees at a time where they are streamed
 TILE = 1024  # rows whose scores exist at a time
 RESIDENT_BYTES = 2**31  # rows of no more bytes than this stay on the device
 SEED_ROWS = 16384
+SPLIT = 0.01  # share of the way to a row by which two centres of a cluster part
 PRUNED_ROWS = 32768  # with fewer rows, compiling the pass over moved centres takes longer than it saves
 SPARE = 16  # one row in so many of a tile is scored again at a time
 
@@ -90,7 +91,7 @@ _seeds = jax.jit(
 def lloyd(parts: Parts, rows: int, centres_KD: np.ndarray, iterations: int) -> Clustering:
     """`iterations` of Lloyd from `centres_KD`, then each row's nearest; stops early when no row changes.
 
-    Empty clusters take the rows that are served worst. Of equally near centres a row takes the lowest.
+    Empty clusters get half of those of the greatest error. Of equally near centres a row takes the lowest.
 
     Args:
         parts: of `split`.
@@ -114,7 +115,8 @@ def lloyd(parts: Parts, rows: int, centres_KD: np.ndarray, iterations: int) -> C
         centres_KD = np.where((moved_K & (count_K > 0))[:, None], mean_KD, centres_KD)
         if (count_K == 0).any():
             square_N = squares(parts, rows) if square_N is None else square_N
-            moved_K[_refill(parts, centres_KD, count_K == 0, square_N - 2 * _joined(known, 1, rows))] = True
+            error_N = square_N - 2 * _joined(known, 1, rows)
+            moved_K[_refill(parts, centres_KD, count_K == 0, code_N, error_N)] = True
         if not moved_K.any():
             break
     square_N = squares(parts, rows) if square_N is None else square_N
@@ -122,14 +124,29 @@ def lloyd(parts: Parts, rows: int, centres_KD: np.ndarray, iterations: int) -> C
     return Clustering(centres_KD, code_N, float(error_N.mean()) if rows else 0.0)
 
 
-def _refill(parts: Parts, centres_KD: np.ndarray, empty_K: np.ndarray, error_N: np.ndarray) -> np.ndarray:
-    """Puts empty centres (in place) on the rows of the greatest error; returns which centres moved."""
-    empty = np.flatnonzero(empty_K)
-    worst = np.argsort(-error_N, kind="stable")[: len(empty)]
-    worst = worst[error_N[worst] > 1e-6 * max(float(error_N.mean()), 1e-30)]  # a served row would come back for ever
-    for code, row in zip(empty[: len(worst)], worst, strict=True):
-        centres_KD[code] = np.asarray(parts[row // len(parts[0])][row % len(parts[0])])
-    return empty[: len(worst)]
+def _refill(
+    parts: Parts, centres_KD: np.ndarray, empty_K: np.ndarray, code_N: np.ndarray, error_N: np.ndarray
+) -> np.ndarray:
+    """Splits the clusters of the greatest error for empty centres (in place); returns which centres moved.
+
+    Donor and empty centre part along the line to the donor's worst row. That row itself would be no centre: among many
+    columns of noise a row is nearer to the mean of its cluster than to any other row.
+    """
+    error_N = np.maximum(error_N, 0)
+    total_K = np.bincount(code_N, error_N, minlength=len(centres_KD))
+    least, moved = 1e-6 * max(float(error_N.mean()), 1e-30), []
+    for code in np.flatnonzero(empty_K):
+        donor = int(total_K.argmax())
+        rows = np.flatnonzero(code_N == donor)
+        row = rows[error_N[rows].argmax()] if len(rows) else 0
+        if not len(rows) or error_N[row] <= least:
+            break
+        apart_D = SPLIT * (np.asarray(parts[row // len(parts[0])][row % len(parts[0])]) - centres_KD[donor])
+        centres_KD[code], centres_KD[donor] = centres_KD[donor] + apart_D, centres_KD[donor] - apart_D
+        total_K[donor] /= 2
+        error_N[row] = 0  # another split of this donor goes another way
+        moved += [code, donor]
+    return np.asarray(moved, np.int64)
 
 
 def squares(parts: Parts, rows: int) -> np.ndarray:
