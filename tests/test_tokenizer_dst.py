@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from tokenizer_fixtures import planted
 
 from hisam_jax.errors import UserError
-from hisam_jax.tokenizer import dst
+from hisam_jax.tokenizer import dst, dst_information
 from hisam_jax.tokenizer.base import fit_standardiser
 from hisam_jax.tokenizer.dst_config import DSTConfig, make_layout
 from hisam_jax.tokenizer.dst_training import fit_dst, init_state
@@ -49,12 +49,11 @@ def total_loss(cfg, x, present):
     layout = make_layout(cfg, {m: v.shape[1] for m, v in x.items()}, {m: 12 for m in x})
     state = init_state(cfg, layout, 0, x, present)
     books = {name: [b.vectors_KD for b in group] for name, group in state.books.items()}
-    pairs = dst.information_pairs(cfg, layout)
 
     def value(net, x):
         passed = dst.forward(dst.Networks(cfg, layout.widths), net, books, x, present)
         parts = dst.losses(cfg, passed, x, present, state.trainable["log_temperature"])
-        parts |= dst.information(cfg, state.club, pairs, passed.sums, dst.weights_of(present))
+        parts |= dst_information.bounds(cfg, layout, state.club, passed, books, dst.weights_of(present))
         return sum(parts.values())
 
     return value, state.trainable["net"]
@@ -125,7 +124,7 @@ def test_every_switch_trains_and_lowers_the_loss(alignment, codebooks, residual)
 def test_gradients_of_the_whole_loss_are_those_of_finite_differences():
     """Straight-through and stopped gradients are no derivatives; without codes the rest must be exact."""
     x, present = batch()
-    cfg = dataclasses.replace(SMALL, residual_stop_gradient=False)
+    cfg = dataclasses.replace(SMALL, residual_stop_gradient=False, shared_context=False)
     networks = dst.Networks(cfg, (("text", 6), ("image", 6)))
     net = networks.init(jax.random.key(0), x)["params"]
     books = {"shared": [], "text": [], "image": []}

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 from tokenizer_fixtures import planted
 
-from hisam_jax.tokenizer import quantization, rqvae
+from hisam_jax.tokenizer import fitting, quantization, rqvae
 from hisam_jax.tokenizer.rqvae import RQVAEConfig, fit_rqvae
 
 SMALL = {"width": 8, "hidden": (32,), "batch_size": 64}
@@ -50,8 +50,8 @@ def test_the_loss_reads_only_what_is_there():
 def test_spread_is_the_variance_of_rows_that_count():
     x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     weight = (np.arange(9) < 6).astype(np.float32)
-    np.testing.assert_allclose(rqvae.spread(jnp.asarray(x), jnp.asarray(weight)), x[:6].var(0).sum(), rtol=1e-5)
-    assert float(rqvae.spread(jnp.ones((4, 3)), jnp.ones(4))) == 0
+    np.testing.assert_allclose(fitting.spread(jnp.asarray(x), jnp.asarray(weight)), x[:6].var(0).sum(), rtol=1e-5)
+    assert float(fitting.spread(jnp.ones((4, 3)), jnp.ones(4))) == 0
 
 
 def test_a_step_moves_networks_and_books_and_reports_what_the_contract_asks():

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from hisam_jax.models.layers import Einsum
-from hisam_jax.tokenizer import alignment, mutual_information, quantization
-from hisam_jax.tokenizer.dst_config import SHARED, DSTConfig, Layout
+from hisam_jax.tokenizer import alignment, quantization
+from hisam_jax.tokenizer.dst_config import SHARED, DSTConfig
 from hisam_jax.tokenizer.quantization import Quantized
 
 Arrays = dict[str, jax.Array]
@@ -66,18 +66,25 @@ class Networks(nn.Module):
         stop = jax.lax.stop_gradient if self.cfg.residual_stop_gradient else lambda value: value
         if self.cfg.residual == "latent":
             return {m: views[m] - stop(q_BD) for m, _ in self.widths}
-        return {m: alignment.normalise(self.F[m](x[m] - stop(shared[m]), deterministic)) for m, _ in self.widths}
+        left = {m: self._beside(x[m] - stop(shared[m]), q_BD * self.cfg.width**0.5) for m, _ in self.widths}
+        return {m: alignment.normalise(self.F[m](left[m], deterministic)) for m, _ in self.widths}
 
     def decode(self, q_BD: jax.Array, shared: Arrays, specific: Arrays) -> Arrays:
         """Reconstruction from shared and specific codes."""
         if self.cfg.residual == "latent":
             return {m: self.D[m](q_BD + specific[m]) for m, _ in self.widths}
-        return {m: shared[m] + self.G[m](specific[m]) for m, _ in self.widths}
+        return {m: shared[m] + self.G[m](self._beside(specific[m], q_BD)) for m, _ in self.widths}
 
     def decode_specific(self, specific: Arrays) -> Arrays:
         """What each modality's specific codes alone tell."""
-        decoder = self.D if self.cfg.residual == "latent" else self.G
-        return {m: decoder[m](specific[m]) for m, _ in self.widths}
+        if self.cfg.residual == "latent":
+            return {m: self.D[m](specific[m]) for m, _ in self.widths}
+        nothing_BD = jnp.zeros_like(next(iter(specific.values())))
+        return {m: self.G[m](self._beside(specific[m], nothing_BD)) for m, _ in self.widths}
+
+    def _beside(self, own_BX: jax.Array, q_BD: jax.Array) -> jax.Array:
+        """`own_BX`, beside what the shared codes say where specific networks may see it; they send it no gradient."""
+        return jnp.concatenate([own_BX, jax.lax.stop_gradient(q_BD)], -1) if self.cfg.shared_context else own_BX
 
     def __call__(self, x: Arrays) -> Arrays:
         views = self.views(x)
@@ -147,17 +154,6 @@ def weights_of(present: Arrays) -> Arrays:
     return {SHARED: anything.astype(jnp.float32), **{m: p.astype(jnp.float32) for m, p in present.items()}}
 
 
-def information_pairs(cfg: DSTConfig, layout: Layout) -> tuple[tuple[str, str], ...]:
-    """Pairs of groups whose mutual information is bounded: shared with each specific, optionally specific ones."""
-    specific = [name for name, sizes in layout.groups if name != SHARED and sizes]
-    if len(layout.widths) < 2:
-        return ()
-    pairs = [(SHARED, m) for m in specific]
-    if cfg.mi_specific_weight > 0:
-        pairs += [(a, b) for i, a in enumerate(specific) for b in specific[i + 1 :]]
-    return tuple(pairs)
-
-
 def losses(cfg: DSTConfig, passed: Forward, x: Arrays, present: Arrays, log_temperature: jax.Array) -> Arrays:
     """Every loss by name, unweighted; reconstructions are means over standardised features, then over modalities."""
     weight = weights_of(present)
@@ -184,20 +180,3 @@ def reconstruction(guess: Arrays, x: Arrays, weight: Arrays) -> jax.Array:
     """Mean over modalities of the mean squared error over columns and present items."""
     errors = [quantization.masked_mean(jnp.mean((guess[m] - x[m]) ** 2, -1), weight[m]) for m in guess]
     return sum(errors) / len(errors)
-
-
-def information(
-    cfg: DSTConfig, club: Mapping[str, Any], pairs: tuple[tuple[str, str], ...], sums: Arrays, weight: Arrays
-) -> Arrays:
-    """vCLUB's bound in nats per pair, named `mi/a|b`, clamped at 0."""
-    bounds = {}
-    for a, b in pairs:
-        x_BD, y_BD, both_B = unit_variance(sums[a]), unit_variance(sums[b]), weight[a] * weight[b]
-        bound = mutual_information.vclub(club[f"{a}|{b}"], x_BD, y_BD, both_B, cfg.mi_log_variance)
-        bounds[f"mi/{a}|{b}"] = jnp.maximum(bound, 0.0)
-    return bounds
-
-
-def unit_variance(q_BD: jax.Array) -> jax.Array:
-    """Unit-length rows have variance 1 / d per column; q is fitted to columns of variance 1."""
-    return q_BD * q_BD.shape[-1] ** 0.5

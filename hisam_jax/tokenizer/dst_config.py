@@ -20,6 +20,8 @@ class DSTConfig:
         specific: modality -> size of each of its codebooks.
         order: modalities in the order of their codes; others follow by name.
         unnamed: codebook sizes of a modality that `specific` does not name.
+        standardise: what gets unit variance: a `modality` as a whole (its columns keep their proportions) or each
+            `column`, which turns principal components into equals and their noise with them.
         width: width d of the hypersphere and of all codes.
         hidden: hidden units of every MLP.
         alignment: loss between views of the same item.
@@ -28,13 +30,19 @@ class DSTConfig:
         kernel_width: s of the radial kernel.
         residual: what specific codes quantise: `feature` e_m - D_m(q_s), or `latent` z_m - q_s.
         residual_stop_gradient: whether the residual sends no gradient to the shared branch.
+        shared_context: whether F and G of `feature` residuals see the shared quantisation beside their own input.
         codebooks: learned by moving average (`ema`) or by `gradient`.
         decay: of the moving averages.
         dead_threshold: a code taken less than this share of the average use is re-seeded.
         init_rows: items for the k-means++ initialisation.
         settle_iterations: Lloyd iterations over training items at the end, networks frozen; 0 for none.
-        mi_log_variance: bound of q's log-variance.
+        mi_weight: of what shared codes tell of each modality's specific ones, nats.
+        mi_specific_weight: of what specific codes tell of one another, nats; 0 leaves it out.
+        mi_estimator: q of the specific codes (`categorical`), or of the latents that they stand for (`gaussian`).
+        mi_temperature: of the soft codes that carry a categorical q's gradient, in mean squared distances to a code.
+        mi_log_variance: bound of a Gaussian q's log-variance.
         mi_steps: likelihood steps of vCLUB's q per batch, on detached samples.
+        mi_shared_gradient: whether shared codes, too, move to be told less of; else only specific ones do.
         mi_ramp: share of training over which the weights of mutual information rise from 0.
         dropout: share of the inputs of P that is dropped while training, against learning the training pairs by heart.
         specific_dropout: the same of F, against codes for single items' noise.
@@ -44,6 +52,7 @@ class DSTConfig:
     specific: Mapping[str, tuple] = dataclasses.field(default_factory=lambda: {"text": (256,), "image": (256,)})
     order: tuple = ("text", "image")
     unnamed: tuple = (256,)
+    standardise: Literal["modality", "column"] = "modality"
     width: int = 64
     hidden: int = 256
     alignment: Literal["none", "infonce", "volume", "rbf_volume"] = "rbf_volume"
@@ -52,6 +61,7 @@ class DSTConfig:
     kernel_width: float = 1.0
     residual: Literal["feature", "latent"] = "feature"
     residual_stop_gradient: bool = True
+    shared_context: bool = True
     codebooks: Literal["ema", "gradient"] = "ema"
     decay: float = 0.99
     dead_threshold: float = 0.03
@@ -61,21 +71,24 @@ class DSTConfig:
     uniformity_weight: float = 0.0
     reconstruction_weight: float = 4.0
     shared_reconstruction_weight: float = 1.0
-    commitment_weight: float = 0.25
+    commitment_weight: float = 0.05
     codebook_weight: float = 1.0
-    mi_weight: float = 0.1
+    mi_weight: float = 0.5
     mi_specific_weight: float = 0.0
+    mi_estimator: Literal["categorical", "gaussian"] = "categorical"
+    mi_temperature: float = 0.25
+    mi_shared_gradient: bool = False
     mi_hidden: int = 128
     mi_log_variance: float = 1.0
     mi_learning_rate: float = 1e-3
     mi_steps: int = 5
     mi_ramp: float = 0.3
     dropout: float = 0.3
-    specific_dropout: float = 0.3
-    learning_rate: float = 1e-3
+    specific_dropout: float = 0.1
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     batch_size: int = 256
-    steps: int = 2000
+    steps: int = 1000
 
     def __hash__(self) -> int:
         return hash(repr(self))  # a static argument of compiled functions, though `specific` is a mapping

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hisam_jax.tokenizer import base, dst, fitting, mutual_information, quantization
+from hisam_jax.tokenizer import base, dst, dst_information, fitting, mutual_information, quantization
 from hisam_jax.tokenizer.base import FeatureMap, PresentMap, Standardiser
 from hisam_jax.tokenizer.dst import Arrays, Networks
 from hisam_jax.tokenizer.dst_config import DSTConfig, Layout, make_layout
@@ -50,7 +50,7 @@ def fit_dst(
     base.check_features(features, present)
     counts = {m: int((present[m] & train_rows).sum()) for m in features}
     layout = make_layout(cfg, {m: values.shape[1] for m, values in features.items()}, counts)
-    scales = {m: base.fit_standardiser(features[m], present[m] & train_rows) for m, _ in layout.widths}
+    scales = {m: fitting.standardiser(cfg.standardise, features[m], present[m] & train_rows) for m, _ in layout.widths}
     has_any = np.any([present[m] for m, _ in layout.widths], axis=0)
     rows = np.flatnonzero(train_rows & has_any)
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def fit_dst(
     state = init_state(cfg, layout, seed, *load(rng.permutation(rows)[: cfg.init_rows]))
     model = _freeze(cfg, layout, scales, state)
     watched = rng.permutation(rows)[:WATCHED_ROWS]
-    for start, picks_SB in fitting.chunks(rows, cfg.batch_size, cfg.steps, rng):
+    for start, picks_SB in fitting.paired_chunks(rows, cfg.batch_size, cfg.steps, rng):
         steps_S = jnp.arange(start, start + len(picks_SB))
         state, metrics = _run_steps(cfg, layout, state, jax.random.fold_in(key, 1), steps_S, *load(picks_SB))
         row = {name: float(np.mean(values)) for name, values in metrics.items()}
@@ -117,10 +117,7 @@ def _init_networks(cfg: DSTConfig, layout: Layout, rng: np.random.Generator) -> 
     nothing = {m: jnp.zeros((1, width)) for m, width in layout.widths}
     shapes = jax.eval_shape(Networks(cfg, layout.widths).init, jax.random.key(0), nothing)["params"]
     net = jax.tree.map(lambda leaf: mutual_information.initial(rng, leaf.shape), shapes)
-    club = {
-        f"{a}|{b}": mutual_information.init_conditional(rng, cfg.width, cfg.width, cfg.mi_hidden)
-        for a, b in dst.information_pairs(cfg, layout)
-    }
+    club = dst_information.init_clubs(cfg, layout, rng)
     return {"net": net, "log_temperature": np.log(np.float32(cfg.temperature))}, club
 
 
@@ -142,8 +139,7 @@ def train_step(
         vectors = vectors_of(trainable, state.books)
         passed = dst.forward(Networks(cfg, layout.widths), trainable["net"], vectors, x, present, drop_key)
         parts = dst.losses(cfg, passed, x, present, trainable["log_temperature"])
-        pairs = dst.information_pairs(cfg, layout)
-        parts |= dst.information(cfg, state.club, pairs, passed.sums, dst.weights_of(present))
+        parts |= dst_information.bounds(cfg, layout, state.club, passed, vectors, dst.weights_of(present))
         return _weighted(cfg, parts, ramp), (passed, parts)
 
     (loss, (passed, parts)), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
@@ -161,8 +157,11 @@ def train_step(
     )
     if "codebooks" in trainable:
         trainable["codebooks"] = {name: [b.vectors_KD for b in group] for name, group in books.items()}
-    club, club_optimizer, likelihood = _fit_club(cfg, layout, state, passed.sums, dst.weights_of(present))
-    metrics = {"loss": loss, "gradient_norm": _norm(gradients["net"]), **parts, **usage, **likelihood}
+    club, club_optimizer, likelihood = _fit_club(cfg, layout, state, passed, dst.weights_of(present))
+    spread = {
+        f"spread/{name}": fitting.spread(x_BD, dst.weights_of(present)[name]) for name, x_BD in passed.targets.items()
+    }
+    metrics = {"loss": loss, "gradient_norm": fitting.norm(gradients["net"]), **parts, **usage, **spread, **likelihood}
     return State(trainable, books, optimizer, club, club_optimizer), metrics
 
 
@@ -189,16 +188,17 @@ def _weighted(cfg: DSTConfig, parts: Arrays, ramp: jax.Array) -> jax.Array:
 
 
 def _fit_club(
-    cfg: DSTConfig, layout: Layout, state: State, sums: Arrays, weight: Arrays
+    cfg: DSTConfig, layout: Layout, state: State, passed: dst.Forward, weight: Arrays
 ) -> tuple[dict[str, Any], Any, Arrays]:
-    pairs, (_, adam) = dst.information_pairs(cfg, layout), _optimizers(cfg)
+    """`q` after some likelihood steps on detached samples, before the next batch is judged by it."""
+    pairs, (_, adam) = dst_information.pairs_of(cfg, layout), _optimizers(cfg)
     if not pairs or cfg.mi_steps == 0:
         return state.club, state.club_optimizer, {}
-    samples = {name: jax.lax.stop_gradient(dst.unit_variance(q_BD)) for name, q_BD in sums.items()}
+    vectors = vectors_of(state.trainable, state.books)
+    samples = dst_information.samples_of(cfg, layout, passed, vectors, weight)
 
     def negative(club: dict[str, Any]) -> jax.Array:
-        score = functools.partial(mutual_information.log_likelihood, bound=cfg.mi_log_variance)
-        return -sum(score(club[f"{a}|{b}"], samples[a], samples[b], weight[a] * weight[b]) for a, b in pairs)
+        return -dst_information.log_likelihood(cfg, club, samples)
 
     def climb(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], jax.Array]:
         club, optimizer = carry
@@ -211,12 +211,7 @@ def _fit_club(
 
 
 def _optimizers(cfg: DSTConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    schedule = optax.cosine_decay_schedule(cfg.learning_rate, max(cfg.steps, 1), 0.05)
-    return optax.adamw(schedule, weight_decay=cfg.weight_decay), optax.adam(cfg.mi_learning_rate)
-
-
-def _norm(tree: Any) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+    return fitting.adamw(cfg.learning_rate, cfg.steps, cfg.weight_decay), optax.adam(cfg.mi_learning_rate)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

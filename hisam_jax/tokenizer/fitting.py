@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from hisam_jax.tokenizer import quantization
+from hisam_jax.tokenizer import base, quantization
 from hisam_jax.tokenizer.base import FeatureMap, PresentMap, Standardiser
 from hisam_jax.tokenizer.quantization import Book, Quantized
 
@@ -28,6 +29,19 @@ def chunks(rows: np.ndarray, batch_size: int, steps: int, rng: np.random.Generat
         yield start, np.stack(list(itertools.islice(batches, min(STEPS_PER_CALL, steps - start))))
 
 
+def paired_chunks(
+    rows: np.ndarray, batch_size: int, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[int, np.ndarray]]:
+    """As `chunks`, each batch one half from one half of the rows and one from the other, drawn once: they never mix."""
+    if len(rows) < 2:
+        yield from chunks(rows, batch_size, steps, rng)
+        return
+    parts = np.array_split(rng.permutation(rows), 2)
+    size = max(1, min(batch_size // 2, *map(len, parts)))
+    for (start, first), (_, second) in zip(*(chunks(part, size, steps, rng) for part in parts), strict=True):
+        yield start, np.concatenate([first, second], axis=1)
+
+
 def load(
     scales: Mapping[str, Standardiser], features: FeatureMap, present: PresentMap, picks: np.ndarray
 ) -> tuple[Arrays, Arrays]:
@@ -35,6 +49,26 @@ def load(
     flat = picks.reshape(-1)
     x = {m: scale(features[m][flat], present[m][flat]).reshape(*picks.shape, -1) for m, scale in scales.items()}
     return x, {m: np.asarray(present[m][flat]).reshape(picks.shape) for m in scales}
+
+
+def standardiser(kind: str, values_IF: np.ndarray, rows_I: np.ndarray) -> Standardiser:
+    """Columns of variance 1 over `rows_I`: each of them (`column`), or on average (`modality`)."""
+    if kind == "column":
+        return base.fit_standardiser(values_IF, rows_I)
+    scale = base.fit_standardiser(values_IF, rows_I, per_column=False)
+    return Standardiser(scale.mean_F, scale.scale_F * np.float32(values_IF.shape[1] ** 0.5))
+
+
+def adamw(learning_rate: float, steps: int, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW on a cosine from `learning_rate` to a twentieth of it; of what is trained only `net` decays.
+
+    Decay would pull codes away from what they stand for, and a temperature towards 1.
+    """
+    return optax.adamw(
+        optax.cosine_decay_schedule(learning_rate, max(steps, 1), 0.05),
+        weight_decay=weight_decay,
+        mask=lambda tree: {name: jax.tree.map(lambda _, net=name == "net": net, part) for name, part in tree.items()},
+    )
 
 
 def norm(tree: Any) -> jax.Array:
@@ -83,3 +117,9 @@ def update_books(
             usage[f"used/{name}/{depth}"] = 1 - dead / len(book.count_K)
         fresh[name] = tuple(levels)
     return fresh, usage
+
+
+def spread(x_BD: jax.Array, weight_B: jax.Array) -> jax.Array:
+    """Mean squared distance of rows of weight 1 from their mean: near 0 when latents have become one point."""
+    centre_D = weight_B @ x_BD / jnp.maximum(jnp.sum(weight_B), 1)
+    return quantization.masked_mean(jnp.sum((x_BD - centre_D) ** 2, -1), weight_B)

@@ -1,10 +1,13 @@
-"""How much two codes tell of one another: a bound to minimise (vCLUB) and an independent estimate to watch.
+"""How much two codes tell of one another: bounds to minimise (vCLUB) and an independent estimate to watch.
 
-vCLUB: Cheng et al. 2020, arXiv 2006.12013; the estimator and its network are ours (the paper states only that mutual
-information is minimised). `q(y | x)` is a Gaussian whose mean and tanh-bounded log-variance an MLP gives.
+vCLUB: Cheng et al. 2020, arXiv 2006.12013; the estimators and their networks are ours (the paper states only that
+mutual information is minimised). `q(y | x)` is either a Gaussian of latents, whose mean and tanh-bounded log-variance
+an MLP gives, or one categorical distribution of codes a level.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +57,42 @@ def vclub(params: Params, x_BD: jax.Array, y_BE: jax.Array, weight_B: jax.Array,
     others_BE = (average_E - mean_BE) ** 2 + variance_E
     row_B = 0.5 * jnp.sum((others_BE - own_BE) * jnp.exp(-log_variance_BE), -1)
     return jnp.sum(row_B * weight_B) / count
+
+
+def init_categorical(rng: np.random.Generator, width_x: int, sizes: Sequence[int], hidden: int) -> Params:
+    """Parameters of q(code | x) of each level: one hidden layer for all, a head of `sizes[l]` logits each."""
+    weights = {"input_w": initial(rng, (width_x, hidden)), "input_b": initial(rng, (hidden,))}
+    for level, size in enumerate(sizes):
+        weights |= {f"head{level}_w": initial(rng, (hidden, size)), f"head{level}_b": initial(rng, (size,))}
+    return weights
+
+
+def log_probabilities(params: Params, x_BD: jax.Array, levels: int) -> list[jax.Array]:
+    """log q(code | x) of each level, [B, K_l]."""
+    hidden_BH = jax.nn.relu(x_BD @ params["input_w"] + params["input_b"])
+    heads = [(params[f"head{level}_w"], params[f"head{level}_b"]) for level in range(levels)]
+    return [jax.nn.log_softmax(hidden_BH @ weight_HK + bias_K) for weight_HK, bias_K in heads]
+
+
+def code_log_likelihood(params: Params, x_BD: jax.Array, shares: Sequence[jax.Array], weight_B: jax.Array) -> jax.Array:
+    """Mean over rows of weight 1, sum over levels, of E log q(code | x) in nats; soft codes `shares[l]` [B, K_l]."""
+    row_B = jnp.zeros(len(x_BD))
+    for share_BK, log_q_BK in zip(shares, log_probabilities(params, x_BD, len(shares)), strict=True):
+        row_B = row_B + jnp.sum(share_BK * log_q_BK, -1)
+    return jnp.sum(row_B * weight_B) / jnp.maximum(jnp.sum(weight_B), 1)
+
+
+def code_vclub(params: Params, x_BD: jax.Array, shares: Sequence[jax.Array], weight_B: jax.Array) -> jax.Array:
+    """The bound of soft codes in nats, summed over levels; its second expectation runs over all pairs of the batch.
+
+    It sees any dependence of a code on x, where a Gaussian sees that of a latent's mean and variance alone, and it is
+    near the entropy of the codes at most.
+    """
+    count, bound = jnp.maximum(jnp.sum(weight_B), 1), jnp.zeros(())
+    for share_BK, log_q_BK in zip(shares, log_probabilities(params, x_BD, len(shares)), strict=True):
+        average_K = weight_B @ log_q_BK / count
+        bound = bound + jnp.sum(jnp.sum(share_BK * (log_q_BK - average_K), -1) * weight_B) / count
+    return bound
 
 
 def excess_information(a_N: np.ndarray, b_N: np.ndarray, rng: np.random.Generator, permutations: int = 3) -> float:

@@ -37,6 +37,7 @@ class RQVAEConfig:
     Attributes:
         sizes: size of each codebook.
         width: of the latent and the codes.
+        standardise: what gets unit variance: a `modality` as a whole, or each `column`; see `DSTConfig`.
         hidden: hidden units of each layer of the encoder; the decoder has them in reverse.
         warm_up: share of training before there are codes: a plain autoencoder, whose latents the first codes are of.
         unit_latents: whether latents are scaled to length 1.
@@ -50,6 +51,7 @@ class RQVAEConfig:
     """
 
     sizes: tuple = (256, 256, 256)
+    standardise: Literal["modality", "column"] = "modality"
     width: int = 32
     hidden: tuple = (512, 256, 128)
     warm_up: float = 0.2
@@ -225,7 +227,7 @@ def fit_rqvae(
     """
     names, rows = joined.usable(features, present, train_rows)
     sizes, notes = joined.shrunk(cfg.sizes, len(rows), "rqvae.sizes")
-    scales = {m: base.fit_standardiser(features[m], present[m] & train_rows) for m in names}
+    scales = {m: fitting.standardiser(cfg.standardise, features[m], present[m] & train_rows) for m in names}
     networks = Autoencoder(cfg, tuple((m, features[m].shape[1]) for m in names))
     load = functools.partial(fitting.load, scales, features, present)
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
@@ -314,7 +316,7 @@ def train_step(
     )
     if "codebooks" in trainable:
         trainable["codebooks"] = [book.vectors_KD for book in books[SHARED]]
-    about = {"gradient_norm": fitting.norm(gradients["net"]), f"spread/{SHARED}": spread(z_BD, weight_B)}
+    about = {"gradient_norm": fitting.norm(gradients["net"]), f"spread/{SHARED}": fitting.spread(z_BD, weight_B)}
     return State(trainable, books, optimizer), {"loss": loss, **about, **parts, **usage}
 
 
@@ -325,23 +327,13 @@ def losses(guess: Arrays, x: Arrays, present: Arrays, quantized: Quantized, weig
     return {"reconstruction": sum(errors) / len(errors), "commitment": commitment, "codebook": codebook}
 
 
-def spread(x_BD: jax.Array, weight_B: jax.Array) -> jax.Array:
-    """Mean squared norm of what rows of weight 1 differ from their mean: near 0 when they are all one point."""
-    mean_D = weight_B @ x_BD / jnp.maximum(jnp.sum(weight_B), 1)
-    return quantization.masked_mean(jnp.sum((x_BD - mean_D) ** 2, -1), weight_B)
-
-
 def vectors_of(trainable: Mapping[str, Any], books: Mapping[str, Sequence[Book]]) -> list[jax.Array]:
     """The codebooks [K, D], wherever they are kept."""
     return list(trainable.get("codebooks") or [book.vectors_KD for book in books[SHARED]])
 
 
 def _optimizer(cfg: RQVAEConfig) -> optax.GradientTransformation:
-    return optax.adamw(
-        optax.cosine_decay_schedule(cfg.learning_rate, max(cfg.steps, 1), 0.05),
-        weight_decay=cfg.weight_decay,
-        mask=lambda tree: {name: jax.tree.map(lambda _, net=name == "net": net, part) for name, part in tree.items()},
-    )  # no decay of codebooks: it would pull the codes away from what they stand for
+    return fitting.adamw(cfg.learning_rate, cfg.steps, cfg.weight_decay)
 
 
 @functools.partial(jax.jit, static_argnums=0)

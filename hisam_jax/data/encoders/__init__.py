@@ -12,12 +12,17 @@ from hisam_jax.data.encoders.image import HogColor
 from hisam_jax.data.encoders.precomputed import NoEncoder, Precomputed
 from hisam_jax.data.encoders.pretrained import ClipImage, SentenceTransformerText
 from hisam_jax.data.encoders.text import TfidfSvd
+from hisam_jax.data.encoders.word_vectors import WordVectors
 from hisam_jax.errors import UserError
 
 __all__ = ["Encoder", "Features", "Interactions", "encode_cached", "make_encoder"]
 
 _NAMED = {
-    "text": {"tfidf_svd": TfidfSvd, "sentence_transformers:<name or folder>": SentenceTransformerText},
+    "text": {
+        "tfidf_svd": TfidfSvd,
+        "word_vectors": WordVectors,
+        "sentence_transformers:<name or folder>": SentenceTransformerText,
+    },
     "image": {"hog_color": HogColor, "clip:<name or folder>": ClipImage},
     "behaviour": {"ppmi_svd": PpmiSvd},
 }
@@ -29,8 +34,8 @@ def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
 
     Args:
         modality: what the features are of.
-        name: `tfidf_svd`, `sentence_transformers:<name or folder>`, `hog_color`, `clip:<name or folder>`,
-            `ppmi_svd` (with the option `interactions`), `precomputed:<file>` or `none`.
+        name: `tfidf_svd`, `word_vectors`, `sentence_transformers:<name or folder>`, `hog_color`,
+            `clip:<name or folder>`, `ppmi_svd` (with the option `interactions`), `precomputed:<file>` or `none`.
         **options: fields of the encoder's dataclass, such as `dim` or `batch_size`.
 
     Raises:

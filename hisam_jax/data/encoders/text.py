@@ -63,7 +63,7 @@ def fit_tfidf(texts: list[str]) -> TfidfVectorizer | None:
     One-letter words stay ("M" and "Z" are titles). Terms of a single item tell nothing about others and go, except in
     catalogues so small, or so diverse, that nothing else would be left.
     """
-    for min_df in (_least_items(len(texts)), 1):
+    for min_df in (least_items(len(texts)), 1):
         vectorizer = TfidfVectorizer(
             ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, max_features=MAX_TERMS, token_pattern=r"(?u)\w+"
         )
@@ -81,5 +81,6 @@ def fit_svd(terms_NV: scipy.sparse.csr_matrix, dim: int, seed: int) -> np.ndarra
     return directions_DV[singular > RANK_TOLERANCE * singular[0]]
 
 
-def _least_items(count: int) -> int:
+def least_items(count: int) -> int:
+    """Items that a word must occur in to tell anything, among `count`."""
     return 1 if count < 100 else 2 if count < 50_000 else 5

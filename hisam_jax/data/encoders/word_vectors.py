@@ -1,0 +1,113 @@
+"""The light text encoder that knows synonyms: word vectors learned from the catalogue's own texts, averaged.
+
+Word vectors are left singular vectors of the words' shifted PPMI matrix (Levy et al. 2015, TACL 3, with p = 0); an
+item's vector is their mean with weights a / (a + p(word)) (Arora et al. 2017, "A simple but tough-to-beat baseline for
+sentence embeddings"). The combination, and columns of equal variance, are ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.utils.extmath import randomized_svd
+
+from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.data.encoders.behaviour import Interactions, ppmi
+from hisam_jax.data.encoders.text import MAX_TERMS, RANK_TOLERANCE, item_texts, least_items
+from hisam_jax.errors import UserError
+from hisam_jax.files import sha256_of
+
+
+@dataclasses.dataclass(frozen=True)
+class WordVectors:
+    """Title, attributes and categories -> at most `dim` numbers of unit variance, fitted on the training items.
+
+    Words that stand beside the same words come out alike, so two synonyms that never meet in one item still do, and
+    words without company of their own (fillers) come out near zero. TF-IDF keeps every word apart. An item with no word
+    that occurs in the training items is absent.
+
+    Attributes:
+        dim: width, or the rank of the words' matrix where that is smaller.
+        window: two words of a text are near when at most this many places apart.
+        smoothing: exponent of the context distribution, against rare partners.
+        weight: a of the mean's weights, as a share of items; the smaller, the less common words count.
+        seed: of the randomised SVD.
+    """
+
+    dim: int = 128
+    window: int = 20
+    smoothing: float = 0.75
+    weight: float = 0.1
+    seed: int = 0
+    modality: ClassVar[str] = "text"
+    name: ClassVar[str] = "word_vectors"
+
+    def __post_init__(self):
+        for name, least in (("dim", 1), ("window", 1), ("smoothing", 0)):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"value {getattr(self, name)}", field=f"{self.name}.{name}", expected=f"{least} or more"
+                )
+        if not self.weight > 0:
+            raise UserError(f"value {self.weight}", field=f"{self.name}.weight", expected="more than 0")
+
+    def fingerprint(self) -> str:
+        return describe(self, 1, ("numpy", "scipy", "scikit-learn"))
+
+    def inputs(self, items: pl.DataFrame, fit_rows: np.ndarray) -> str:
+        return sha256_of("\0".join(item_texts(items)), fit_rows)
+
+    def encode(self, items: pl.DataFrame, fit_rows: np.ndarray) -> Features:
+        texts = item_texts(items)
+        training = [text for text, fit in zip(texts, fit_rows, strict=True) if fit and text.strip()]
+        vectorizer = _fit_vocabulary(training)
+        if vectorizer is None:
+            return absent(len(items))
+        vectors_VD = self._vectors(vectorizer, training)
+        if vectors_VD is None:
+            return absent(len(items))
+        counts_IV = vectorizer.transform(texts).astype(np.float32)
+        share_V = np.asarray(counts_IV[np.flatnonzero(fit_rows)].mean(0)).ravel()
+        values_ID = np.asarray(counts_IV.multiply(self.weight / (self.weight + share_V)).tocsr() @ vectors_VD)
+        known = np.linalg.norm(values_ID, axis=1) > RANK_TOLERANCE
+        fitted = known & fit_rows
+        spread_D = values_ID[fitted].std(0)
+        kept = spread_D > RANK_TOLERANCE * max(spread_D.max(initial=0), RANK_TOLERANCE)
+        if not kept.any():
+            return absent(len(items))
+        values_ID = (values_ID[:, kept] - values_ID[fitted][:, kept].mean(0)) / spread_D[kept]
+        return scatter(len(items), known, values_ID[known])
+
+    def _vectors(self, vectorizer: CountVectorizer, texts: list[str]) -> np.ndarray | None:
+        """[V, D] of unit variance a column over words; None where no two words stand together more than by chance."""
+        ppmi_VV = ppmi(_word_events(vectorizer, texts), len(vectorizer.vocabulary_), self.window, self.smoothing)
+        if not ppmi_VV.nnz:
+            return None
+        size = min(self.dim, len(vectorizer.vocabulary_))
+        left_VD, singular_D, _ = randomized_svd(ppmi_VV, size, n_oversamples=32, n_iter=5, random_state=self.seed)
+        return left_VD[:, singular_D > RANK_TOLERANCE * singular_D[0]].astype(np.float32)
+
+
+def _fit_vocabulary(texts: list[str]) -> CountVectorizer | None:
+    """Words of at least two items (all of them where there is no such word); None where `texts` hold none."""
+    for least in (least_items(len(texts)), 1):
+        try:
+            return CountVectorizer(binary=True, min_df=least, max_features=MAX_TERMS, token_pattern=r"(?u)\w+").fit(
+                texts
+            )
+        except ValueError:  # scikit-learn's word for an empty vocabulary
+            continue
+    return None
+
+
+def _word_events(vectorizer: CountVectorizer, texts: list[str]) -> Interactions:
+    """Texts as users of their words, in order: what stands near what is counted as for behaviour."""
+    split, place = vectorizer.build_analyzer(), vectorizer.vocabulary_
+    rows = [[place[word] for word in split(text) if word in place] for text in texts]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    words = np.fromiter((word for row in rows for word in row), np.int64, int(lengths.sum()))
+    return Interactions(np.repeat(np.arange(len(rows)), lengths), words)
