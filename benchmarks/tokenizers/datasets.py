@@ -19,6 +19,7 @@ class PublicSet:
         window: items of a history that the fixed model reads.
         steps: of the fixed model.
         users: test users that are scored, drawn once; 0 is all.
+        tokenizer_steps: of tokenizers that learn by steps of 256 items, some 60 passes over the items.
     """
 
     title: str
@@ -26,6 +27,7 @@ class PublicSet:
     window: int
     steps: int
     users: int
+    tokenizer_steps: int
 
 
 SETS = {
@@ -33,22 +35,25 @@ SETS = {
         "MovieLens latest-small (5-core, posters)",
         "--source movielens --raw {data}/ml-latest-small --images {data}/movielens-posters --min-user 5 --min-item 5",
         window=32,
-        steps=400,
+        steps=300,
         users=0,
+        tokenizer_steps=1000,
     ),
     "ml-1m": PublicSet(
         "MovieLens-1M (posters)",
         "--source sequences --raw {data}/ml-1m --images {data}/movielens-posters",
         window=32,
-        steps=400,
+        steps=300,
         users=2000,
+        tokenizer_steps=1000,
     ),
     "amazon-beauty-2014": PublicSet(
         "Amazon Beauty 2014 (text only)",
         "--source sequences --raw {data}/amazon-beauty-2014 --image-encoder none",
         window=32,
-        steps=400,
+        steps=300,
         users=2000,
+        tokenizer_steps=3000,
     ),
 }
 

@@ -28,7 +28,6 @@ VARIANTS: dict[str, tuple[str, dict[str, str], str]] = {  # name -> (tokenizer, 
     "DST": ("dst", {}, "word_vectors"),
     "DST without MI": ("dst", {"dst.mi_weight": "0.0"}, "word_vectors"),
     "DST without alignment": ("dst", {"dst.alignment": "none"}, "word_vectors"),
-    "DST, Gaussian q": ("dst", {"dst.mi_estimator": "gaussian", "dst.mi_weight": "0.1"}, "word_vectors"),
     "RQ-VAE": ("rqvae", {"rqvae.sizes": FOUR}, "word_vectors"),
     "residual k-means": ("residual_kmeans", {"residual_kmeans.sizes": FOUR}, "word_vectors"),
     "DST, TF-IDF text": ("dst", {}, "tfidf_svd"),
@@ -46,8 +45,7 @@ word vectors of the catalogue's own texts, HOG and colour of the pictures. Figur
 the smaller entropy, on items with both views, mean and 95 % t-interval over seeds. Wanted: at least .8 on what a group
 should tell and at most .1 on what it should not; `worst leak` is the largest mean of a leak, named. RQ-VAE and residual
 k-means have no groups: their levels are below. `all shared` are both shared codes as one, left out where nearly every
-item has its own. Gaussian q: mutual information by a Gaussian of latents, weight 0.1. The last row has TF-IDF text,
-where synonyms are as far apart as strangers.
+item has its own. The last row has TF-IDF text, where synonyms are as far apart as strangers.
 """
 
 

@@ -46,6 +46,7 @@ VARIANTS = {
     "qarm": Variant("qarm"),
 }
 QUICK = {"dst.steps": "20", "rqvae.steps": "20"}
+BY_STEPS = ("dst", "rqvae")
 QUICK_SETS = ("ml-latest-small",)
 
 markdown = real_tables.markdown
@@ -91,6 +92,8 @@ def _variants(dataset: Path, quick: bool) -> list[str]:
 
 def _spec(dataset: Path, name: str, variant: Variant, seed: int, quick: bool) -> cell.Spec:
     overrides = dict(variant.overrides)
+    if variant.config in BY_STEPS:
+        overrides[f"{variant.config}.steps"] = str(SETS[name].tokenizer_steps)
     overrides |= {key: value for key, value in QUICK.items() if quick and key.startswith(f"{variant.config}.")}
     config = cell.tokenizer_config(variant.config, overrides, seed)
     steps, users = (10, 64) if quick else (SETS[name].steps, SETS[name].users)

@@ -45,7 +45,8 @@ class Networks(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        self.P = {m: MLP(cfg.hidden, cfg.width, cfg.dropout) for m, _ in self.widths}
+        dropout = cfg.dropout if len(self.widths) > 1 else 0.0  # one view alone has no pairs to learn by heart
+        self.P = {m: MLP(cfg.hidden, cfg.width, dropout) for m, _ in self.widths}
         self.D = {m: MLP(cfg.hidden, width) for m, width in self.widths}
         if cfg.residual == "feature":
             self.F = {m: MLP(cfg.hidden, cfg.width, cfg.specific_dropout) for m, _ in self.widths}

@@ -44,7 +44,9 @@ class DSTConfig:
         mi_steps: likelihood steps of vCLUB's q per batch, on detached samples.
         mi_shared_gradient: whether shared codes, too, move to be told less of; else only specific ones do.
         mi_ramp: share of training over which the weights of mutual information rise from 0.
-        dropout: share of the inputs of P that is dropped while training, against learning the training pairs by heart.
+        dropout: share of the inputs of P that is dropped while training, against learning the training pairs by heart;
+            none is with one modality.
+        steps: of training; 60 passes over the items are a good number.
         specific_dropout: the same of F, against codes for single items' noise.
     """
 
