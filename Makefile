@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 .PHONY: demo test lint bench venv clean
 
 demo: venv
-	$(BIN)/hisam prepare --source shop --protocol per_user_time --out $(DEMO)/dataset
+	$(BIN)/hisam prepare --source shop --protocol per_user_time --text-encoder word_vectors --out $(DEMO)/dataset
 	$(BIN)/hisam tokenize --dataset $(DEMO)/dataset --config configs/tokenizer/dst.py --out $(DEMO)/ids
 	$(BIN)/hisam train --dataset $(DEMO)/dataset --ids $(DEMO)/ids --config configs/shop.py --workdir $(DEMO)/run
 	$(BIN)/hisam evaluate --workdir $(DEMO)/run

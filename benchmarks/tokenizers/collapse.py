@@ -19,7 +19,7 @@ from hisam_jax.progress import progress
 from hisam_jax.tokenizer import diagnostics, registry
 
 SEEDS = 20
-NAMES = ("ml-latest-small", "amazon-beauty-2014")
+NAMES = ("ml-latest-small",)
 TOKENIZERS = ("dst", "rqvae")
 ASKED = 0.9
 INTRODUCTION = """\
