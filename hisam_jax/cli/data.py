@@ -32,7 +32,7 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         "--text-encoder",
         metavar="NAME",
         default="tfidf_svd",
-        help="tfidf_svd, sentence_transformers:NAME, precomputed:FILE or none",
+        help="tfidf_svd, word_vectors (knows synonyms), sentence_transformers:NAME, precomputed:FILE or none",
     )
     add("--image-encoder", metavar="NAME", default="hog_color", help="hog_color, clip:NAME, precomputed:FILE or none")
     add(

@@ -85,8 +85,8 @@ def code_log_likelihood(params: Params, x_BD: jax.Array, shares: Sequence[jax.Ar
 def code_vclub(params: Params, x_BD: jax.Array, shares: Sequence[jax.Array], weight_B: jax.Array) -> jax.Array:
     """The bound of soft codes in nats, summed over levels; its second expectation runs over all pairs of the batch.
 
-    It sees any dependence of a code on x, where a Gaussian sees that of a latent's mean and variance alone, and it is
-    near the entropy of the codes at most.
+    It sees any dependence of a code on x, where a Gaussian sees that of a latent's mean and variance alone. With the
+    true q it is the information plus KL(p(x) p(code) || p(x, code)): far above the information where q is sure.
     """
     count, bound = jnp.maximum(jnp.sum(weight_B), 1), jnp.zeros(())
     for share_BK, log_q_BK in zip(shares, log_probabilities(params, x_BD, len(shares)), strict=True):

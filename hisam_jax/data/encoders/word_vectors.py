@@ -1,7 +1,7 @@
-"""The light text encoder that knows synonyms: word vectors learned from the catalogue's own texts, averaged.
+"""The light text encoder that knows synonyms: word vectors learned from the catalogue's own texts, summed.
 
 Word vectors are left singular vectors of the words' shifted PPMI matrix (Levy et al. 2015, TACL 3, with p = 0); an
-item's vector is their mean with weights a / (a + p(word)) (Arora et al. 2017, "A simple but tough-to-beat baseline for
+item's vector is their sum with weights a / (a + p(word)) (Arora et al. 2017, "A simple but tough-to-beat baseline for
 sentence embeddings"). The combination, and columns of equal variance, are ours.
 """
 
@@ -34,7 +34,7 @@ class WordVectors:
         dim: width, or the rank of the words' matrix where that is smaller.
         window: two words of a text are near when at most this many places apart.
         smoothing: exponent of the context distribution, against rare partners.
-        weight: a of the mean's weights, as a share of items; the smaller, the less common words count.
+        weight: a of the sum's weights, as a share of items; the smaller, the less common words count.
         seed: of the randomised SVD.
     """
 
