@@ -23,6 +23,9 @@ SMALL = {
     "dst": {"dst.steps": "20", "dst.shared": "(8, 8)", "dst.specific.text": "(8,)", "dst.specific.image": "(8,)"}
     | {"dst.width": "8", "dst.hidden": "16", "dst.mi_hidden": "8"},
     "residual_kmeans": {"residual_kmeans.sizes": "(8, 8)"},
+    "rqvae": {"rqvae.sizes": "(8, 8)", "rqvae.steps": "20", "rqvae.width": "8", "rqvae.hidden": "(16,)"},
+    "opq": {"opq.sizes": "(8, 8)", "opq.rotations": "2", "opq.iterations": "5"},
+    "qarm": {"qarm.sizes": "(8, 8)", "qarm.neighbours": "3"},
     "random": {"random.sizes": "(8, 8)"},
 }
 
