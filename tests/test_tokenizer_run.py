@@ -41,7 +41,7 @@ def dst_ids(dataset, tmp_path_factory) -> tuple[Path, dict]:
     return out, tokenize(dataset.path, CONFIGS / "dst.py", out, SMALL["dst"])
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "dst" else n for n in SMALL])
 def test_every_tokenizer_leaves_a_table_that_loads(dataset, tmp_path, name):
     report = tokenize(dataset.path, CONFIGS / f"{name}.py", tmp_path / "ids", SMALL[name])
     table = SemanticIDTable.load(tmp_path / "ids", dataset.items["item_id"].to_list())
