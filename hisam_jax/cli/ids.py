@@ -51,8 +51,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--collisions",
         choices=("digit", "none"),
-        default="digit",
-        help="with --import: whether items with equal codes get a digit",
+        help="with --import of somebody else's file: whether items with equal codes get a digit (default: digit)",
     )
 
 
@@ -60,10 +59,27 @@ def _counts(text: str) -> list[int]:
     return [count(part) for part in names(text)]
 
 
+TAKES = {
+    "export": ("ids",),
+    "import": ("out", "dataset", "item_map", "levels", "sizes", "last_is_digit", "collisions"),
+    "extend": ("ids", "out"),
+}
+
+
 def _ids(arguments: argparse.Namespace) -> Any:
-    if arguments.export:
-        return _export(arguments)
-    return _import(arguments) if arguments.source else _extend(arguments)
+    given = {"export": arguments.export, "import": arguments.source, "extend": arguments.extend}
+    action = next(name for name, value in given.items() if value is not None)
+    flag = lambda name: "--" + name.replace("_", "-")  # noqa: E731
+    for name in sorted(set().union(*TAKES.values())):
+        value = getattr(arguments, name)
+        if value not in (None, False) and name not in TAKES[action]:
+            takes = ", ".join(map(flag, TAKES[action]))
+            raise UserError(f"--{action} does not take it", field=flag(name), expected=f"--{action} with {takes} only")
+        if value == "":
+            raise UserError("an empty name", field=flag(name), expected="a file or a folder")
+    if given[action] == "":
+        raise UserError("an empty name", field=f"--{action}", expected="a file or a folder")
+    return {"export": _export, "import": _import, "extend": _extend}[action](arguments)
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -78,13 +94,13 @@ def _import(arguments: argparse.Namespace) -> dict[str, Any]:
     out, dataset = (_needed(arguments, name, "--import") for name in ("out", "dataset"))
     from hisam_jax.data.dataset import Dataset
     from hisam_jax.files import atomic_directory
-    from hisam_jax.tokenizer.id_files import ImportOptions, import_ids
+    from hisam_jax.tokenizer.id_files import ImportOptions, import_ids, writing
 
     options = ImportOptions(
         arguments.item_map, arguments.levels, arguments.sizes, arguments.last_is_digit, arguments.collisions
     )
     table = import_ids(arguments.source, Dataset.load(dataset).items["item_id"], options)
-    with atomic_directory(out, holds="codes.npy") as scratch:
+    with writing(out), atomic_directory(out, holds="codes.npy") as scratch:
         table.write_into(scratch)
     return {"ids": out, **_summary(table)}
 

@@ -3,10 +3,14 @@
 Old codes and digits stay byte for byte, level sizes and digits stay as many, so that a trained model goes on fitting. A
 new item takes its codes and a free digit, or under `next_nearest` and `sinkhorn` the nearest free last code. Where
 neither is left its last code, then the one before, moves to the nearest with room.
+
+A frozen tokenizer only fits features of the space that it was fitted in. Encoders that learn from the catalogue make
+another space of another catalogue, with the same widths; so kept items are coded again, and must get their codes.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,21 +25,27 @@ from hisam_jax.files import atomic_directory
 from hisam_jax.tokenizer import collisions, registry
 from hisam_jax.tokenizer.assignment import assign, costs_of
 from hisam_jax.tokenizer.base import FeatureMap, FittedTokenizer, PresentMap
+from hisam_jax.tokenizer.id_files import writing
+from hisam_jax.tokenizer.qarm_codes import VQ, Qarm
 from hisam_jax.tokenizer.random_codes import RandomCodes
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 
 NAMED = 10  # items that a report names
+RECODED = 2000  # kept items that are coded again, to tell whether the features are those of the tokenizer
+AGREEMENT = 0.9  # share of codes that must come out as they were, in each group
 
 
 def extend_ids(ids: str | os.PathLike, dataset: str | os.PathLike, out: str | os.PathLike) -> dict[str, Any]:
     """`hisam ids --extend`: the table at `ids` for the catalogue of `dataset`, written to `out` with its tokenizer.
 
     Returns:
-        `items`, `kept`, `new`, `vanished{items, named}`, `moved{level: new items whose code there moved}`, `checksum`,
-        `parent`.
+        `items`, `kept`, `new`, `vanished{items, named}`, `moved{level: new items whose code there moved}`,
+        `recoded{items, agreement{group: share}}`, `beside` and `left_out` (what the tokenizer tells of items beside
+        their IDs, carried over or not), `checksum`, `parent`.
 
     Raises:
-        UserError: no table, no tokenizer beside it (an imported table), features of other widths, no room left.
+        UserError: no table, no tokenizer beside it (an imported table) or another one, features of another space,
+            `out` is `ids`, no room left.
     """
     table = SemanticIDTable.load(ids)
     if not (Path(ids) / "tokenizer.json").is_file():
@@ -45,23 +55,40 @@ def extend_ids(ids: str | os.PathLike, dataset: str | os.PathLike, out: str | os
             expected="a table that `hisam tokenize` left",
             hint="IDs that were imported cannot be extended; import them again with the new items",
         )
+    if Path(ids).resolve() == Path(out).resolve():
+        raise UserError(
+            "the table that is extended",
+            path=out,
+            field="out",
+            expected="another folder",
+            hint="runs that were trained on the old table, and its diagnostics, need it as it is",
+        )
     model, data = registry.load_tokenizer(ids), Dataset.load(dataset)
     extended, report = extend(table, model, data.items["item_id"], data.features, data.present)
-    with atomic_directory(out, holds="codes.npy") as scratch:
+    model, found = _beside(Path(ids), table, model, data)
+    lost = [VQ] if isinstance(model, Qarm) and VQ not in found else []
+    with writing(out), atomic_directory(out, holds="codes.npy") as scratch:
         registry.save_tokenizer(model, scratch)
-        extended.write_into(scratch, _beside(Path(ids), table, model, data))
-    return report
+        extended.write_into(scratch, found)
+    return report | {"beside": list(found), "left_out": lost}
 
 
-def _beside(ids: Path, table: SemanticIDTable, model: FittedTokenizer, data: Dataset) -> dict[str, np.ndarray]:
-    """What the tokenizer tells of items beside their IDs, where its row numbers, those of the first table, still hold.
+def _beside(
+    ids: Path, table: SemanticIDTable, model: FittedTokenizer, data: Dataset
+) -> tuple[FittedTokenizer, dict[str, np.ndarray]]:
+    """The tokenizer with the row numbers of the new catalogue, and what it tells of items beside their IDs.
 
-    They do where the new items come after the old ones; else nothing is written, and a ranker that needs it says so.
+    Without ids of its training items its row numbers are those of the first table: of this one where it is the first
+    one, or where an earlier extension left such numbers because the first items had stayed where they were.
     """
-    if not data.items["item_id"].head(len(table.item_ids)).equals(table.item_ids):
-        return {}
-    found = registry.item_features(model, data.features, data.present)
-    return {name: array for name, array in found.items() if (ids / f"{name}.npy").is_file()}
+    if not isinstance(model, Qarm):
+        return model, registry.item_features(model, data.features, data.present)
+    if model.item_ids is None:
+        if table.parent and not (ids / f"{VQ}.npy").is_file():
+            return model, {}
+        model = model.named(table.item_ids)
+    model = model.renumbered(data.items["item_id"])
+    return model, registry.item_features(model, data.features, data.present)
 
 
 def extend(
@@ -86,19 +113,16 @@ def extend(
         seed: for the order among new items, which is not the catalogue's.
 
     Raises:
-        UserError: another tokenizer, features of other widths, or new items that no free ID is left for.
+        UserError: another tokenizer, features of other widths or of another space, or new items that no free ID is
+            left for.
     """
-    if model.levels != table.levels:
-        raise UserError(
-            f"levels {[level.name for level in model.levels]}",
-            field="tokenizer",
-            expected=f"those of the table: {[level.name for level in table.levels]}",
-        )
+    _check_tokenizer(table, model)
     item_ids = pl.Series("item_id", item_ids, dtype=pl.String)
     if item_ids.is_empty():
         raise UserError("no items", field="item_id", expected="a catalogue with at least one item")
     old_I, vanished_V = _match(table.item_ids, item_ids)
     new = np.flatnonzero(old_I < 0)
+    recoded = _recode(table, model, features, present, old_I, seed)
     wanted_NL = _codes(table, model, features, present, new)
     codes_NL, digit_N = _place(table, wanted_NL, costs_of(model, features, present), new, seed)
     _refuse_full(table, codes_NL, digit_N, item_ids, new)
@@ -127,6 +151,7 @@ def extend(
         "new": len(new),
         "vanished": {"items": len(gone), "named": gone.head(NAMED).to_list()},
         "moved": {level.name: int(count) for level, count in zip(table.levels, moved_L, strict=True) if count},
+        "recoded": recoded,
         "checksum": extended.checksum,
         "parent": table.checksum,
     }
@@ -141,6 +166,72 @@ def _match(ours: pl.Series, theirs: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     gone = np.ones(len(ours), bool)
     gone[old_I[old_I >= 0]] = False
     return old_I, np.flatnonzero(gone)
+
+
+def _check_tokenizer(table: SemanticIDTable, model: FittedTokenizer) -> None:
+    """Refuses a tokenizer that is not the one that the table names; settings that either does not know are no matter,
+    for a later version may have added them."""
+    ours, theirs = table.tokenizer, json.loads(json.dumps(model.config))
+    settings = ours.get("config") or {}
+    differ = {key: theirs[key] for key in theirs.keys() & settings.keys() if theirs[key] != settings[key]}
+    said = {"name": model.name} | ({"seed": model.seed} if isinstance(model, RandomCodes) else {})
+    differ |= {key: value for key, value in said.items() if key in ours and ours[key] != value}
+    if differ:
+        key = min(differ)
+        raise UserError(
+            f"another tokenizer lies beside the table: {key} {differ[key]!r}",
+            field="tokenizer",
+            expected=f"{key} {(settings if key in settings else ours)[key]!r}, which made the table",
+        )
+    if model.levels != table.levels:
+        raise UserError(
+            f"levels {[level.name for level in model.levels]}",
+            field="tokenizer",
+            expected=f"those of the table: {[level.name for level in table.levels]}",
+        )
+
+
+def _recode(
+    table: SemanticIDTable,
+    model: FittedTokenizer,
+    features: FeatureMap,
+    present: PresentMap,
+    old_I: np.ndarray,
+    seed: int,
+) -> dict[str, Any]:
+    """`items` that were coded again and, for each group of levels, the share of codes that came out as in the table.
+
+    Codes that resolution or an earlier extension may have moved, an item's last one, are not asked for; `items` is 0
+    where no other is left, and for codes that features do not tell.
+
+    Raises:
+        UserError: under AGREEMENT of a group's codes are the same.
+    """
+    kept = np.flatnonzero(old_I >= 0)
+    rows = np.sort(np.random.default_rng(seed).permutation(kept)[:RECODED])
+    stored_NL, sizes = table.codes_IL[old_I[rows]], np.array([level.size for level in table.levels])
+    asked_NL = stored_NL < sizes
+    if table.policy in ("next_nearest", "sinkhorn") or (table.policy == "digit" and table.parent):
+        asked_NL &= np.arange(len(sizes)) != collisions.last_level(stored_NL, sizes)[:, None]
+    if isinstance(model, RandomCodes) or not asked_NL.any():
+        return {"items": 0, "agreement": {}}
+    same_NL = assign(model, features, present, rows) == stored_NL
+    agreement = {}
+    for group in dict.fromkeys(level.modality for level in table.levels):
+        own_NL = asked_NL & [level.modality == group for level in table.levels]
+        if own_NL.any():
+            agreement[group] = float(same_NL[own_NL].mean())
+    if min(agreement.values()) < AGREEMENT:
+        shares = ", ".join(f"{group} {share:.0%}" for group, share in agreement.items())
+        raise UserError(
+            f"the frozen tokenizer gives {len(rows)} items of the table other codes than they have: same are {shares}",
+            field="features",
+            expected=f"at least {AGREEMENT:.0%} of each group",
+            hint="encoders that learn from the catalogue (tfidf_svd, word_vectors, hog_color, "
+            "ppmi_svd) were fitted again on the "
+            "new one: prepare both catalogues with the same pretrained or precomputed features",
+        )
+    return {"items": len(rows), "agreement": agreement}
 
 
 def _codes(

@@ -5,16 +5,19 @@
 last of them moved until no two items were equal, or nearly; MiniOneRec three, and with RQ-Kmeans one more that counts
 duplicates. All of them read any token as a word of its own, so a digit is one more letter here, and a reserved code
 (the level's size: the item lacks that modality) one more number of its letter. What neither file says, level names and
-sizes, lies in `NAME.levels.json`, which they do not look for: with it, and in Parquet, a round trip is exact.
+sizes, lies in `NAME.levels.json`, which they do not look for: with it, and in Parquet, a round trip is exact, and what
+was altered or half written since is told by checksums.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,15 @@ import numpy as np
 import polars as pl
 
 from hisam_jax.errors import UserError
-from hisam_jax.files import atomic_write, full_disk_is_a_user_error
+from hisam_jax.files import atomic_write, full_disk_is_a_user_error, sha256_file
 from hisam_jax.tokenizer import collisions
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.semantic_ids import FORMAT_VERSION, SemanticIDTable
 
 INDEX = ".index.json"
 META = "hisam_jax"
+MOST = 2**31 - 2  # the greatest code, so that a level's size is an int32 as well
+AGAIN = "export it again, or remove NAME.levels.json to import it as somebody else's"
 _Read = tuple[pl.Series, np.ndarray, bool, dict[str, Any] | None]  # item ids, codes, is the last a digit, description
 TOKEN = r"^<([A-Za-z]+)_([0-9]{1,9})>$"
 
@@ -43,14 +48,14 @@ class ImportOptions:
         levels: a name for each level, `GROUP/DEPTH`, such as text/0; by default shared/0, shared/1, ...
         sizes: codes of each level; by default the greatest code plus 1.
         last_is_digit: whether the last token only counts duplicates.
-        collisions: `digit` or `none`, for items with equal codes.
+        collisions: `digit` (the default) or `none`, for items with equal codes.
     """
 
     item_map: str | None = None
     levels: Sequence[str] | None = None
     sizes: Sequence[int] | None = None
     last_is_digit: bool = False
-    collisions: str = "digit"
+    collisions: str | None = None
 
 
 def export_ids(table: SemanticIDTable, path: str | os.PathLike) -> list[str]:
@@ -59,21 +64,49 @@ def export_ids(table: SemanticIDTable, path: str | os.PathLike) -> list[str]:
     Parquet has `item_id`, `codes` (a list, one a level), `digit` where there are digits, and `id`, the codes with the
     digit; level names, sizes and the table's provenance are in the file's metadata.
     """
+    if not os.fspath(path):
+        raise UserError("no name", field="export", expected="NAME.parquet or NAME.index.json")
     path = Path(path)
-    if path.suffix == ".parquet":
-        _write_parquet(table, path)
-        return [str(path)]
-    if not path.name.endswith("index.json"):
-        raise UserError(f"'{path.name}'", field="export", expected="NAME.parquet or NAME.index.json")
+    if path.is_dir():
+        raise UserError("a folder", path=path, field="export", expected="the name of a file")
+    with writing(path):
+        if path.suffix == ".parquet":
+            _write_parquet(table, path)
+            return [str(path)]
+        if not path.name.endswith("index.json"):
+            raise UserError(f"'{path.name}'", field="export", expected="NAME.parquet or NAME.index.json")
+        return _write_index(table, path)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what keeps `path` from being written, whatever it is, into a `UserError` that names it."""
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        problem = f"it cannot be written ({getattr(error, 'strerror', None) or error})"
+        raise UserError(problem, path=path, expected="a place where you may write") from error
+
+
+def _write_index(table: SemanticIDTable, path: Path) -> list[str]:
+    """The description goes first: killed at any moment, it does not fit what is beside it, and an import says so.
+
+    Written last, an export that was killed before it would look like somebody else's.
+    """
     full_IL = table.full_codes()
     if full_IL.shape[1] > len(string.ascii_lowercase):
         raise UserError(f"{full_IL.shape[1]} levels", path=path, expected="at most 26, one letter each")
     columns = [pl.format(f"<{letter}_{{}}>", pl.lit(pl.Series(column))) for letter, column in _lettered(full_IL)]
     rows = pl.select(pl.concat_list(columns)).to_series().to_list()
-    atomic_write(beside(path, ".levels.json"), json.dumps(_about(table), indent=1) + "\n")
     pairs = pl.select(pl.format("{}\t{}", pl.lit(_one_line(table.item_ids, path)), pl.int_range(len(rows)))).to_series()
-    atomic_write(beside(path, ".item2id"), "".join(f"{line}\n" for line in pairs.to_list()))
-    atomic_write(path, json.dumps({str(number): row for number, row in enumerate(rows)}))
+    contents = {
+        "item2id": "".join(f"{line}\n" for line in pairs.to_list()).encode(),
+        "index": json.dumps({str(number): row for number, row in enumerate(rows)}).encode(),
+    }
+    about = _about(table) | {"files": {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}}
+    atomic_write(beside(path, ".levels.json"), json.dumps(about, indent=1) + "\n")
+    atomic_write(beside(path, ".item2id"), contents["item2id"])
+    atomic_write(path, contents["index"])
     return [str(path), *(str(beside(path, ending)) for ending in (".item2id", ".levels.json"))]
 
 
@@ -86,10 +119,11 @@ def import_ids(
     get a digit (or stay equal, by `options.collisions`), and the tokenizer is called "imported".
 
     Raises:
-        UserError: an unreadable file, a bad token, rows of several lengths, an item twice, missing or too many.
+        UserError: an unreadable file, a bad token, rows of several lengths, an item twice, missing or too many; a file
+            of ours that was altered since, or that an option does not go with; digits that do not tell items apart.
     """
     path, options = Path(path), options or ImportOptions()
-    if options.collisions not in ("digit", "none"):
+    if options.collisions not in (None, "digit", "none"):
         raise UserError(
             f"'{options.collisions}'",
             field="collisions",
@@ -97,14 +131,21 @@ def import_ids(
         )
     if not path.is_file():
         raise UserError("no such file", path=path, expected="NAME.parquet or NAME.index.json")
+    if path.suffix == ".parquet" and options.item_map is not None:
+        raise UserError("Parquet names its items", path=path, field="item_map", expected="it with an index only")
     read = _read_parquet if path.suffix == ".parquet" else _read_index
     found, full_IL, has_digit, about = read(path, options)
     wanted = pl.Series("item_id", item_ids, dtype=pl.String)
     if wanted.is_empty():
         raise UserError("no items", field="item_id", expected="a catalogue with at least one item")
-    full_IL = full_IL[_rows_of(found, wanted, path)]
-    if about and not (options.levels or options.sizes or options.last_is_digit):
-        return _restored(about, full_IL, wanted, path)
+    rows = _rows_of(found, wanted, path)
+    if about is not None and not (options.levels or options.sizes or options.last_is_digit):
+        if options.collisions is not None:
+            problem = "the file is one of ours and says how its collisions were resolved"
+            raise UserError(problem, path=path, field="collisions", expected="it with somebody else's file only")
+        _check_whole(about, full_IL, found, path)
+        return _restored(about, full_IL[rows], wanted, path)
+    full_IL = full_IL[rows]
     options = dataclasses.replace(options, last_is_digit=options.last_is_digit or has_digit)
     return _foreign(full_IL, wanted, path, options)
 
@@ -136,7 +177,16 @@ def _about(table: SemanticIDTable) -> dict[str, Any]:
         "tokenizer": table.tokenizer,
         "parent": table.parent,
         "checksum": table.checksum,
+        "sorted_checksum": _sorted(table).checksum,
     }
+
+
+def _sorted(table: SemanticIDTable) -> SemanticIDTable:
+    """The same items in the order of their ids, whose checksum does not hang on that of a file."""
+    order = table.item_ids.arg_sort().to_numpy()
+    digit_I = None if table.digit_I is None else table.digit_I[order]
+    rows = {"codes_IL": table.codes_IL[order], "digit_I": digit_I, "item_ids": table.item_ids.gather(order)}
+    return dataclasses.replace(table, checksum="", **rows)
 
 
 def _write_parquet(table: SemanticIDTable, path: Path) -> None:
@@ -171,13 +221,19 @@ def _read_parquet(path: Path, options: ImportOptions) -> _Read:
         kind = getattr(frame[name].dtype, "inner", frame[name].dtype)
         if not kind.is_integer():
             raise UserError(f"{frame[name].dtype}", path=path, field=name, expected="whole numbers from 0 on")
-    ids, values = frame["item_id"].cast(pl.String), frame.select(pl.concat_list(loose).cast(pl.List(pl.Int64)))
+    whole = {name: pl.List(pl.Int64) if frame[name].dtype.is_nested() else pl.Int64 for name in loose}
+    ids = frame["item_id"].cast(pl.String)
+    values = frame.select(pl.concat_list([pl.col(name).cast(kind, strict=False) for name, kind in whole.items()]))
     about = _json_of(kept[META], path) if META in kept else None
     return ids, _rectangle(ids, values.to_series(), path), has_digit, about
 
 
 def _read_index(path: Path, options: ImportOptions) -> _Read:
-    entries = _json_of(path.read_bytes(), path)
+    index = _bytes_of(path)
+    levels = beside(path, ".levels.json")
+    about = _json_of(_bytes_of(levels), levels) if levels.is_file() else None
+    _check_parts(about, {"index": path, "item2id": beside(path, ".item2id")}, levels)
+    entries = _json_of(index, path)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"a {type(entries).__name__}", path=path, expected='an object {"0": ["<a_1>", ...], ...}')
     for key, row in entries.items():
@@ -194,9 +250,20 @@ def _read_index(path: Path, options: ImportOptions) -> _Read:
         raise UserError(f"item {keys[owner[bad]]!r}: token {token!r}", path=path, expected="<LETTER_NUMBER>, as <a_12>")
     full_IL = _rectangle(keys, _regroup(numbers.cast(pl.Int64), tokens), path)
     _check_letters(keys, letters.to_numpy().reshape(full_IL.shape), path)
-    levels = beside(path, ".levels.json")
-    about = _json_of(levels.read_bytes(), levels) if levels.is_file() else None
     return _named(keys, path, options), full_IL, False, about
+
+
+def _check_parts(about: Any, parts: Mapping[str, Path], levels: Path) -> None:
+    """Refuses an export of ours that was altered or half written; descriptions of old know no checksums of files."""
+    known = about.get("files") if isinstance(about, dict) else None
+    for part, file in parts.items() if isinstance(known, dict) else ():
+        problem = None
+        if not file.is_file():
+            problem = "the file is missing"
+        elif sha256_file(file) != known.get(part):
+            problem = "the file was altered, or its export did not end"
+        if problem:
+            raise UserError(problem, path=file, expected=f"what {levels.name} was written with", hint=AGAIN)
 
 
 def _regroup(values: pl.Series, like: pl.Series) -> pl.Series:
@@ -208,7 +275,7 @@ def _regroup(values: pl.Series, like: pl.Series) -> pl.Series:
 
 
 def _rectangle(ids: pl.Series, values: pl.Series, path: Path) -> np.ndarray:
-    """int64 [I, L] of lists that must be of one length, at least 1, without nulls or negative numbers."""
+    """int64 [I, L] of lists that must be of one length, at least 1, of numbers from 0 to MOST."""
     lengths = values.list.len().fill_null(0)
     width = int(lengths.mode().max() or 0) if len(lengths) else 0
     if not width:
@@ -218,10 +285,11 @@ def _rectangle(ids: pl.Series, values: pl.Series, path: Path) -> np.ndarray:
         problem = f"item {ids[ragged]!r}: {lengths[ragged]} codes"
         raise UserError(problem, path=path, expected=f"{width}, as most items have")
     flat = values.explode(keep_nulls=True, empty_as_null=True)
-    wrong = (flat.is_null() | (flat < 0)).fill_null(True)
+    wrong = (flat.is_null() | (flat < 0) | (flat > MOST)).fill_null(True)
     if wrong.any():
         at = wrong.arg_max()
-        raise UserError(f"item {ids[at // width]!r}: code {flat[at]}", path=path, expected="whole numbers from 0 on")
+        problem = f"item {ids[at // width]!r}: code {flat[at]}"
+        raise UserError(problem, path=path, expected=f"whole numbers from 0 to {MOST}")
     return flat.to_numpy().reshape(len(ids), width)
 
 
@@ -244,7 +312,7 @@ def _named(keys: pl.Series, path: Path, options: ImportOptions) -> pl.Series:
             raise UserError("no such file", path=file, expected="lines ITEM<tab>NUMBER")
         return keys
     names: dict[str, str] = {}
-    for line, text in enumerate(file.read_text().splitlines(), 1):
+    for line, text in enumerate(_lines(file), 1):
         item, tab, number = text.rpartition("\t")
         if not tab or not number.strip().isdigit() or number.strip() in names:
             problem = "a number twice" if number.strip() in names else f"{text[:60]!r}"
@@ -255,6 +323,18 @@ def _named(keys: pl.Series, path: Path, options: ImportOptions) -> pl.Series:
         problem = f"no item for number {keys[found.index(None)]!r}"
         raise UserError(problem, path=file, expected=f"every key of {path.name}")
     return pl.Series("item_id", found, dtype=pl.String)
+
+
+def _lines(file: Path) -> list[str]:
+    """Lines ended by a newline alone, or with a carriage return before it: ids may hold what else ends lines."""
+    try:
+        text = _bytes_of(file).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 (byte {error.start})", path=file, expected="lines ITEM<tab>NUMBER") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 def _rows_of(found: pl.Series, wanted: pl.Series, path: Path) -> np.ndarray:
@@ -280,7 +360,16 @@ def _rows_of(found: pl.Series, wanted: pl.Series, path: Path) -> np.ndarray:
     return joined["row"].to_numpy()
 
 
-def _restored(about: Mapping[str, Any], full_IL: np.ndarray, item_ids: pl.Series, path: Path) -> SemanticIDTable:
+def _check_whole(about: Any, full_IL: np.ndarray, found: pl.Series, path: Path) -> None:
+    """Refuses a table that is not, up to the order of its items, the one that was described."""
+    table = _restored(about, full_IL, found, path)
+    known = about.get("sorted_checksum")
+    if (table.checksum != about.get("checksum")) if known is None else (_sorted(table).checksum != known):
+        hint = AGAIN if path.suffix != ".parquet" else "export it again"
+        raise UserError("the file or its description was altered", path=path, expected="them as exported", hint=hint)
+
+
+def _restored(about: Any, full_IL: np.ndarray, item_ids: pl.Series, path: Path) -> SemanticIDTable:
     """The table that was exported; its checksum where the catalogue has the same order, else a new one."""
     try:
         if about["format_version"] != FORMAT_VERSION:
@@ -304,18 +393,22 @@ def _restored(about: Mapping[str, Any], full_IL: np.ndarray, item_ids: pl.Series
 
 
 def _foreign(full_IL: np.ndarray, item_ids: pl.Series, path: Path, options: ImportOptions) -> SemanticIDTable:
+    policy = options.collisions or "digit"
     digits = full_IL[:, -1] if options.last_is_digit else None
     codes_IL = full_IL[:, :-1] if options.last_is_digit else full_IL
     levels = _levels(codes_IL, path, options)
-    if ((codes_IL > [level.size for level in levels]) | (codes_IL >= 2**31)).any():
-        row, at = np.argwhere(codes_IL > [level.size for level in levels])[0]
+    outside_IL = codes_IL > [level.size for level in levels]
+    if outside_IL.any():
+        row, at = np.argwhere(outside_IL)[0]
         problem = f"item {item_ids[int(row)]!r}: code {codes_IL[row, at]} of {levels[at].name}"
         raise UserError(problem, path=path, field="sizes", expected=f"0 to {levels[at].size}, which is a missing one")
     codes_IL = np.ascontiguousarray(codes_IL, np.int32)
+    if digits is not None and policy == "digit":
+        _check_different(full_IL, item_ids, path)
     if digits is None and collisions.collision(codes_IL)["rate"] == 0:
         resolved = collisions.Resolved(codes_IL)
     elif digits is None:
-        resolved = collisions.resolve(options.collisions, codes_IL, [level.size for level in levels], None)
+        resolved = collisions.resolve(policy, codes_IL, [level.size for level in levels], None)
     else:
         resolved = collisions.Resolved(codes_IL, digits.astype(np.int32), 2 * (int(digits.max()) + 1))
     return SemanticIDTable(
@@ -325,8 +418,24 @@ def _foreign(full_IL: np.ndarray, item_ids: pl.Series, path: Path, options: Impo
         digit_size=resolved.digit_size,
         item_ids=item_ids,
         tokenizer={"name": "imported", "file": path.name},
-        policy=options.collisions,
+        policy=policy,
     )
+
+
+def _check_different(full_IL: np.ndarray, item_ids: pl.Series, path: Path) -> None:
+    """Refuses digits that leave two items equal."""
+    key_I = collisions.keys_of(full_IL)
+    order = np.argsort(key_I, kind="stable")
+    same = np.flatnonzero(np.diff(key_I[order]) == 0)
+    if len(same):
+        a, b = (item_ids[int(row)] for row in order[same[0] : same[0] + 2])
+        raise UserError(
+            f"items {a!r} and {b!r} have equal codes and equal digits",
+            path=path,
+            field="digit",
+            expected="digits that tell items of equal codes apart",
+            hint="leave the digits out to have them counted again, or say --collisions none",
+        )
 
 
 def _levels(codes_IL: np.ndarray, path: Path, options: ImportOptions) -> tuple[Level, ...]:
@@ -342,10 +451,17 @@ def _levels(codes_IL: np.ndarray, path: Path, options: ImportOptions) -> tuple[L
     return tuple(Level(name, name.rpartition("/")[0], int(size)) for name, size in zip(names, sizes, strict=True))
 
 
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"it cannot be read ({error.strerror})", path=path, expected="a file to read") from error
+
+
 def _json_of(text: str | bytes, path: Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"unreadable JSON ({error})", path=path, line=getattr(error, "lineno", None)) from error
 
 

@@ -7,10 +7,12 @@ of `Joined`, and that neighbours are training items only. The neighbours are no 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from hisam_jax.errors import UserError
 from hisam_jax.tokenizer import base, joined
@@ -45,7 +47,8 @@ class Qarm:
     cfg: QarmConfig
     residual: ResidualKMeans
     keys_TF: np.ndarray  # float32, training items that have any modality
-    rows_T: np.ndarray  # int32, their rows in the catalogue, ascending
+    rows_T: np.ndarray  # int32, their rows in the catalogue; NONE for an item that has vanished from it
+    item_ids: pl.Series | None = None  # String [T], their ids, once the catalogue has grown
     name: str = "qarm"
 
     @property
@@ -85,7 +88,8 @@ class Qarm:
         return self.residual.reconstruct(codes_IL, branch)
 
     def item_features(self, features: FeatureMap, present: PresentMap, first_row: int = 0) -> dict[str, np.ndarray]:
-        """`neighbours`: rows int32 [I, n] of the nearest training items, never the item itself; -1 where there is none.
+        """`neighbours`: rows int32 [I, n] of the nearest training items, never the item itself; -1 where there is none,
+        or where that item has vanished from the catalogue.
 
         Args:
             features: modality -> [I, F_m].
@@ -93,18 +97,32 @@ class Qarm:
             first_row: the catalogue's row of the first item given, so that an item can be told from its neighbours.
         """
         items = self.residual.joined.check(features, present)
+        order_T = np.argsort(self.rows_T, kind="stable")
+        sorted_T = self.rows_T[order_T]
         found_IN = np.full((items, self.cfg.neighbours), NONE, np.int32)
         for rows, x_BF, has_B in self.residual.joined.blocks(features, present):
             row_B = np.arange(rows.start, rows.stop) + first_row
-            at_B = np.minimum(np.searchsorted(self.rows_T, row_B), len(self.rows_T) - 1)
-            own_B = np.where(self.rows_T[at_B] == row_B, at_B, NONE)
+            at_B = np.minimum(np.searchsorted(sorted_T, row_B), len(sorted_T) - 1)
+            own_B = np.where(sorted_T[at_B] == row_B, order_T[at_B], NONE)
             key_BN, _ = nearest_neighbours(x_BF[: len(has_B)], self.keys_TF, self.cfg.neighbours, own_B)
             found_IN[rows] = np.where((key_BN >= 0) & has_B[:, None], self.rows_T[key_BN], NONE)
         return {VQ: found_IN}
 
+    def named(self, item_ids: pl.Series) -> Qarm:
+        """The same with the ids of its training items, from those of the catalogue [I] that `rows_T` counts in."""
+        return dataclasses.replace(self, item_ids=item_ids.gather(self.rows_T))
+
+    def renumbered(self, item_ids: pl.Series) -> Qarm:
+        """The same for another catalogue [I]: training items are found by id, one that has vanished has row -1."""
+        rows = pl.DataFrame({"item_id": item_ids, "row": np.arange(len(item_ids), dtype=np.int32)})
+        ours = pl.DataFrame({"item_id": self.item_ids}).join(rows, on="item_id", how="left", maintain_order="left")
+        return dataclasses.replace(self, rows_T=ours["row"].fill_null(NONE).to_numpy())
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and metadata for `from_state`."""
         arrays, meta = self.residual.state()
+        if self.item_ids is not None:  # as bytes: an array of strings takes the longest one's room for each
+            arrays = arrays | {"item_ids": np.frombuffer(json.dumps(self.item_ids.to_list()).encode(), np.uint8)}
         return arrays | {"keys": self.keys_TF, "rows": self.rows_T}, meta | {"config": self.config}
 
     @classmethod
@@ -112,7 +130,9 @@ class Qarm:
         """The same codes again."""
         cfg = joined.read_config(QarmConfig, meta["config"])
         residual = ResidualKMeans.from_state(arrays, {**meta, "config": dataclasses.asdict(_residual(cfg))})
-        return cls(cfg, residual, arrays["keys"], arrays["rows"])
+        names = json.loads(arrays["item_ids"].tobytes()) if "item_ids" in arrays else None
+        item_ids = None if names is None else pl.Series("item_id", names, dtype=pl.String)
+        return cls(cfg, residual, arrays["keys"], arrays["rows"], item_ids)
 
 
 def fit_qarm(

@@ -18,6 +18,7 @@ from hisam_jax.tokenizer.base import Level
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+TOKENIZER_FILES = ("tokenizer.npz", "tokenizer.json")
 HINT = "make it again with `hisam tokenize`"
 
 
@@ -69,7 +70,10 @@ class SemanticIDTable:
             self.write_into(scratch)
 
     def write_into(self, folder: Path, extra: Mapping[str, np.ndarray] | None = None) -> None:
-        """Writes codes.npy, digit.npy, items.parquet, NAME.npy of `extra` and manifest.json into a folder that is."""
+        """Writes codes.npy, digit.npy, items.parquet, NAME.npy of `extra` and manifest.json into a folder that is.
+
+        The manifest lists the checksums of these files, and of a tokenizer that is there already.
+        """
         np.save(folder / "codes.npy", self.codes_IL)
         if self.digit_I is not None:
             np.save(folder / "digit.npy", self.digit_I)
@@ -78,6 +82,7 @@ class SemanticIDTable:
         for name, array in (extra or {}).items():
             np.save(folder / f"{name}.npy", array)
             names.append(f"{name}.npy")
+        names += [name for name in TOKENIZER_FILES if (folder / name).is_file()]
         manifest = {
             "format_version": FORMAT_VERSION,
             "items": len(self.item_ids),
@@ -200,7 +205,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         version = manifest["format_version"]
         manifest["files"]["codes.npy"], manifest["files"]["items.parquet"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"not a table's manifest ({error!r})", path=path, hint=HINT) from error
     if version != FORMAT_VERSION:
         raise UserError(f"version {version}", path=path, expected=f"version {FORMAT_VERSION}", hint=HINT)
