@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -85,5 +87,5 @@ def load_tokenizer(folder: str | os.PathLike) -> FittedTokenizer:
             raise UserError(f"version {meta['format_version']}", path=path, expected=f"version {FORMAT_VERSION}")
         with np.load(path.with_suffix(".npz")) as stored:
             return entry(meta["name"]).model.from_state({name: stored[name] for name in stored.files}, meta)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"not a tokenizer ({error!r})", path=path, hint="run `hisam tokenize` again") from error

@@ -94,7 +94,7 @@ def tokenize(
         "collisions": config.collisions,
         "alarms": [dataclasses.asdict(alarm) for alarm in watch.raised],
     }
-    with atomic_directory(out, holds="diagnostics.json") as scratch:
+    with atomic_directory(out, holds="codes.npy") as scratch:
         registry.save_tokenizer(model, scratch)
         table.write_into(scratch, registry.item_features(model, data.features, data.present))
         (scratch / "diagnostics.json").write_text(json.dumps(report, indent=1) + "\n")
