@@ -1,4 +1,7 @@
-"""Likely causes of a tokenizer that goes wrong, read from its settings and from what its metrics have been."""
+"""Likely causes of a tokenizer that goes wrong, read from its settings and from what its metrics have been.
+
+Only settings that the tokenizer has are named: k-means has no learning rate to lower.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ FAST = 0.02  # learning rate that these networks cannot take
 SWAMPS = 10  # times another weighted loss
 CROWDED = 4  # training items for each code, below which codes cannot all be learnt
 SAME_FEATURES = "likely cause: the features of all items are the same"
+OUTLIERS = "likely cause: outliers in the features"
 
 
 class Evidence:
@@ -50,6 +54,8 @@ class Evidence:
     def why_not_finite(self) -> str:
         """Why training broke off."""
         rate, norm = self.settings.get("learning_rate"), self.greatest.get("gradient_norm", 0.0)
+        if rate is None:
+            return OUTLIERS
         if norm > STEEP:
             return f"likely cause: gradients had grown to {norm:.3g}; lower learning_rate ({rate})"
         return f"likely cause: learning_rate ({rate}) too high, or outliers in the features"
@@ -67,9 +73,11 @@ class Evidence:
         """What of the optimiser's settings no network can take, if anything."""
         rate, decay = self.settings.get("learning_rate"), self.settings.get("weight_decay")
         norm = self.greatest.get("gradient_norm", 0.0)
-        if norm > STEEP or (rate is not None and rate > FAST):
+        if rate is None:
+            return None
+        if norm > STEEP or rate > FAST:
             return f"likely cause: learning_rate ({rate}) too high, with gradients of up to {norm:.3g}"
-        if rate is not None and decay is not None and rate * decay > HEAVY:
+        if decay is not None and rate * decay > HEAVY:
             return f"likely cause: weight_decay ({decay}) takes the weights to 0 at a learning_rate of {rate}"
         return None
 
@@ -80,6 +88,8 @@ class Evidence:
             return "likely cause: reconstruction_weight is 0"
         if points := self.points():
             return self.why_a_point(next(iter(points)))
+        if weight is None or rate is None:
+            return self.why_unstable() or OUTLIERS
         tuning = f"likely cause: reconstruction_weight ({weight}) too low or learning_rate ({rate}) unfit"
         return self.why_unstable() or tuning
 
@@ -100,13 +110,16 @@ class Evidence:
     def why_stale(self) -> str:
         """Why a bound of information lies below what there is."""
         steps, rate = self.settings.get("mi_steps"), self.settings.get("mi_learning_rate")
-        return f"likely cause: vCLUB's q is stale; raise mi_steps ({steps}) or mi_learning_rate ({rate})"
+        mend = "" if steps is None or rate is None else f"; raise mi_steps ({steps}) or mi_learning_rate ({rate})"
+        return f"likely cause: vCLUB's q is stale{mend}"
 
     def _fallen(self, name: str) -> bool:
         return name in self.last and self.last[name] < DRAWN * self.greatest[name]
 
     def _why_swamped(self) -> str:
         weights = {name: self.settings.get(f"{name}_weight") for name in ("commitment", "alignment", "reconstruction")}
+        if None in (weights["commitment"], weights["reconstruction"]):
+            return OUTLIERS
         pulls = {name: weight * self.first.get(name, 0.0) for name, weight in weights.items() if weight}
         rebuild = pulls.pop("reconstruction", 0.0)
         most = max(pulls, key=pulls.get, default="commitment")

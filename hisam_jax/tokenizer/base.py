@@ -16,6 +16,7 @@ PresentMap = Mapping[str, np.ndarray]  # modality -> bool [I]
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, metrics)
 BRANCHES = ("full", "shared_only", "specific_only")
 BLOCK = 4096
+SCATTERED = 256  # rows read at a time where each may lie in pages of its own, which come with their neighbours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +68,21 @@ def group_levels(groups: Mapping[str, tuple[int, ...]]) -> tuple[Level, ...]:
     return tuple(Level(f"{name}/{depth}", name, size) for name, depth, size in flat)
 
 
+def rows_of(features: FeatureMap) -> int:
+    """Number of items; a `UserError` where there is no modality to count them by."""
+    if not features:
+        raise UserError("the dataset has no features at all", field="features", expected="text or image features")
+    return len(next(iter(features.values())))
+
+
 def check_features(features: FeatureMap, present: PresentMap) -> int:
     """Number of items.
 
     Raises:
-        UserError: no modality, shapes that do not fit together, a NaN or infinite value of a present item.
+        UserError: no modality or one without columns, shapes that do not fit together, a NaN or infinite value of a
+            present item.
     """
-    if not features:
-        raise UserError("the dataset has no features at all", field="features", expected="text or image features")
-    rows = len(next(iter(features.values())))
+    rows = rows_of(features)
     for name, values in features.items():
         shape_ok = values.ndim == 2 and len(values) == rows and name in present and present[name].shape == (rows,)
         if not shape_ok:
@@ -84,6 +91,8 @@ def check_features(features: FeatureMap, present: PresentMap) -> int:
                 field=f"features.{name}",
                 expected=f"[{rows}, width] and [{rows}]",
             )
+        if not values.shape[1]:
+            raise UserError("no columns", field=f"features.{name}", expected="at least one, or no such modality")
         for start, stop in blocks(rows):
             bad = ~np.isfinite(values[start:stop]).all(axis=1) & present[name][start:stop]
             if bad.any():
@@ -137,6 +146,13 @@ class Standardiser:
         """Standardised float32 [N, F], zero rows where absent."""
         scaled = (np.asarray(values_NF, np.float32) - self.mean_F) * self.scale_F
         return np.where(present_N[:, None], scaled, 0).astype(np.float32)
+
+    def read(self, values_IF: np.ndarray, present_I: np.ndarray, rows_N: np.ndarray, out_NF: np.ndarray) -> None:
+        """Puts the standardised rows `rows_N` into `out_NF`; of a memory map few pages are held at a time."""
+        for start, stop in blocks(len(rows_N), SCATTERED):
+            part = rows_N[start:stop]
+            out_NF[start:stop] = self(values_IF[part], present_I[part])
+            release({"": values_IF})
 
 
 def fit_standardiser(values_IF: np.ndarray, rows_I: np.ndarray, *, per_column: bool = True) -> Standardiser:

@@ -6,7 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
+from hisam_jax.tokenizer.config_checks import (
+    check_choices,
+    check_positive,
+    check_shares,
+    check_sizes,
+    refuse_no_sizes,
+)
 
 SHARED = "shared"
 
@@ -48,6 +56,9 @@ class DSTConfig:
             none is with one modality.
         steps: of training; 60 passes over the items are a good number.
         specific_dropout: the same of F, against codes for single items' noise.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     shared: tuple = (256, 256)
@@ -92,6 +103,34 @@ class DSTConfig:
     batch_size: int = 256
     steps: int = 1000
 
+    def __post_init__(self):
+        tuples = {m: tuple(sizes) if isinstance(sizes, list) else sizes for m, sizes in self.specific.items()}
+        object.__setattr__(self, "specific", tuples)
+        check_choices(self, "dst")
+        check_sizes(self, "dst", "shared")
+        check_sizes(self, "dst", "unnamed", empty=True)
+        for m, sizes in self.specific.items():
+            refuse_no_sizes(sizes, f"dst.specific.{m}", empty=True)
+        if len(set(self.order)) < len(self.order):
+            raise UserError(f"value {self.order!r}", field="dst.order", expected="each modality once")
+        check_least(self, "dst", width=1, hidden=1, batch_size=2, steps=1, init_rows=1, settle_iterations=0)
+        check_least(self, "dst", dead_threshold=0, weight_decay=0, alignment_weight=0, uniformity_weight=0)
+        check_least(self, "dst", reconstruction_weight=0, shared_reconstruction_weight=0, commitment_weight=0)
+        check_least(
+            self,
+            "dst",
+            codebook_weight=0,
+            mi_weight=0,
+            mi_specific_weight=0,
+            mi_hidden=1,
+            mi_steps=0,
+            mi_log_variance=0,
+        )
+        check_shares(self, "dst", "smoothing", "decay", "dropout", "specific_dropout")
+        check_shares(self, "dst", "mi_ramp", whole=True)
+        check_positive(self, "dst", "temperature", "kernel_width", "mi_temperature")
+        check_positive(self, "dst", "learning_rate", "mi_learning_rate")
+
     def __hash__(self) -> int:
         return hash(repr(self))  # a static argument of compiled functions, though `specific` is a mapping
 
@@ -116,9 +155,12 @@ def make_layout(cfg: DSTConfig, widths: Mapping[str, int], counts: Mapping[str, 
         cfg: the settings.
         widths: modality -> number of feature columns.
         counts: modality -> training items that have it.
+
+    Raises:
+        UserError: a modality called as the shared levels, or none that a training item has.
     """
-    if not cfg.shared:
-        raise UserError("no shared codebook", field="dst.shared", expected="at least one size, such as (256,)")
+    if SHARED in {*widths, *cfg.specific, *cfg.order}:
+        raise UserError(f"a modality called {SHARED!r}", field="modalities", expected="a name that no level group has")
     every = sorted({*widths, *cfg.specific} - {*cfg.order})
     every = [m for m in cfg.order if m in widths or m in cfg.specific] + every
     usable = [m for m in every if counts.get(m, 0) > 0]

@@ -45,10 +45,11 @@ def paired_chunks(
 def load(
     scales: Mapping[str, Standardiser], features: FeatureMap, present: PresentMap, picks: np.ndarray
 ) -> tuple[Arrays, Arrays]:
-    """Standardised features and presence of the items `picks`, of any shape."""
-    flat = picks.reshape(-1)
-    x = {m: scale(features[m][flat], present[m][flat]).reshape(*picks.shape, -1) for m, scale in scales.items()}
-    return x, {m: np.asarray(present[m][flat]).reshape(picks.shape) for m in scales}
+    """Standardised features and presence of the items `picks`, of any shape; pages of memory maps are let go of."""
+    x = {m: np.empty((picks.size, len(scale.mean_F)), np.float32) for m, scale in scales.items()}
+    for m, scale in scales.items():
+        scale.read(features[m], present[m], picks.reshape(-1), x[m])
+    return {m: v.reshape(*picks.shape, -1) for m, v in x.items()}, {m: np.asarray(present[m][picks]) for m in scales}
 
 
 def standardiser(kind: str, values_IF: np.ndarray, rows_I: np.ndarray) -> Standardiser:

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hisam_jax.config import check_least
 from hisam_jax.tokenizer import base, joined, quantization
 from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap
+from hisam_jax.tokenizer.config_checks import check_sizes
 from hisam_jax.tokenizer.joined import Joined
 
 
@@ -30,6 +32,9 @@ class OPQConfig:
         iterations: Lloyd iterations of each codebook before the first rotation.
         rotations: times that rotation and codebooks are improved in turn.
         fit_rows: training items it is fitted on at most, drawn at random.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     sizes: tuple = (256, 256, 256)
@@ -37,6 +42,10 @@ class OPQConfig:
     iterations: int = 20
     rotations: int = 10
     fit_rows: int = 65536
+
+    def __post_init__(self):
+        check_sizes(self, "opq", "sizes")
+        check_least(self, "opq", iterations=0, rotations=0, fit_rows=1)
 
 
 @dataclasses.dataclass(eq=False)

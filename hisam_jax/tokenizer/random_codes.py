@@ -10,13 +10,17 @@ import numpy as np
 
 from hisam_jax.tokenizer import base
 from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap
+from hisam_jax.tokenizer.config_checks import check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomConfig:
-    """`sizes`: codes of each level."""
+    """`sizes`: codes of each level; a `UserError` without any."""
 
     sizes: tuple = (256, 256, 256)
+
+    def __post_init__(self):
+        check_sizes(self, "random", "sizes")
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,14 +45,14 @@ class RandomCodes:
 
     def assign(self, features: FeatureMap, present: PresentMap) -> np.ndarray:
         """Codes int32 [I, L]; an item that is appended moves none before it."""
-        rows, sizes = len(next(iter(features.values()))), np.asarray(self.cfg.sizes)
+        rows, sizes = base.rows_of(features), np.asarray(self.cfg.sizes)
         uniform_IL = np.random.default_rng(self.seed).random((rows, len(sizes)))
         return np.minimum(uniform_IL * sizes, sizes - 1).astype(np.int32)
 
     def costs(self, features: FeatureMap, present: PresentMap, level: int) -> np.ndarray:
         """Any code is as good as another: random float32 [I, K]."""
-        rows = len(next(iter(features.values())))
-        return np.random.default_rng([self.seed, level]).random((rows, self.cfg.sizes[level]), np.float32)
+        shape = base.rows_of(features), self.cfg.sizes[level]
+        return np.random.default_rng([self.seed, level]).random(shape, np.float32)
 
     def targets(self, features: FeatureMap) -> dict[str, np.ndarray]:
         """None: nothing is reconstructed."""

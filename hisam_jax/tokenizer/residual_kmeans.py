@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from hisam_jax.config import check_least
 from hisam_jax.tokenizer import base, clustering, joined, quantization
 from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap
+from hisam_jax.tokenizer.config_checks import check_sizes
 from hisam_jax.tokenizer.joined import Joined
 
 
@@ -22,11 +24,18 @@ class ResidualKMeansConfig:
         sizes: centres of each level.
         iterations: Lloyd iterations of each level.
         fit_rows: training items it is fitted on at most, drawn at random.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     sizes: tuple = (256, 256, 256)
     iterations: int = 20
     fit_rows: int = 262144
+
+    def __post_init__(self):
+        check_sizes(self, "residual_kmeans", "sizes")
+        check_least(self, "residual_kmeans", iterations=0, fit_rows=1)
 
 
 @dataclasses.dataclass(eq=False)

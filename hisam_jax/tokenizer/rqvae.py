@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hisam_jax.config import check_least
 from hisam_jax.models.layers import Einsum
 from hisam_jax.tokenizer import alignment, base, fitting, joined, mutual_information, quantization
 from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap, Standardiser
+from hisam_jax.tokenizer.config_checks import check_choices, check_positive, check_shares, check_sizes
 from hisam_jax.tokenizer.fitting import Arrays
 from hisam_jax.tokenizer.quantization import Book, Quantized
 
@@ -48,6 +50,9 @@ class RQVAEConfig:
         settle_iterations: Lloyd iterations over training items at the end, networks frozen; 0 for none.
         commitment_weight: beta.
         dropout: share of the encoder's inputs that is dropped while training.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     sizes: tuple = (256, 256, 256)
@@ -69,6 +74,15 @@ class RQVAEConfig:
     weight_decay: float = 0.01
     batch_size: int = 256
     steps: int = 2000
+
+    def __post_init__(self):
+        check_choices(self, "rqvae")
+        check_sizes(self, "rqvae", "sizes")
+        check_sizes(self, "rqvae", "hidden", empty=True)
+        check_least(self, "rqvae", width=1, batch_size=1, steps=1, init_rows=1, settle_iterations=0, dead_threshold=0)
+        check_least(self, "rqvae", reconstruction_weight=0, commitment_weight=0, codebook_weight=0, weight_decay=0)
+        check_shares(self, "rqvae", "warm_up", "decay", "dropout")
+        check_positive(self, "rqvae", "learning_rate")
 
     @property
     def warm_steps(self) -> int:

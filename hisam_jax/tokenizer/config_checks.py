@@ -1,0 +1,48 @@
+"""Checks that the tokenizers' configs have in common, beside `hisam_jax.config.check_least`. All raise `UserError`."""
+
+from __future__ import annotations
+
+import math
+import typing
+from typing import Any
+
+from hisam_jax.errors import UserError
+
+
+def check_sizes(record: Any, section: str, *names: str, empty: bool = False) -> None:
+    """Refuses fields that are no tuples of whole numbers from 1 on, or have none unless `empty`."""
+    for name in names:
+        refuse_no_sizes(getattr(record, name), f"{section}.{name}", empty=empty)
+
+
+def refuse_no_sizes(sizes: Any, field: str, *, empty: bool = False) -> None:
+    """Refuses one value, known to the user as `field`; see `check_sizes`."""
+    whole = isinstance(sizes, tuple) and all(type(size) is int and size >= 1 for size in sizes)
+    if not whole or not (sizes or empty):
+        least = "" if empty else ", at least one"
+        raise UserError(f"value {sizes!r}", field=field, expected=f"a tuple of whole numbers from 1 on{least}")
+
+
+def check_shares(record: Any, section: str, *names: str, whole: bool = False) -> None:
+    """Refuses fields that are not 0 or more and below 1, or with `whole` at most 1."""
+    for name in names:
+        value = getattr(record, name)
+        if not (0 <= value < 1 or (whole and value == 1)):
+            expected = "a share, 0 to 1" if whole else "0 or more, below 1"
+            raise UserError(f"value {value}", field=f"{section}.{name}", expected=expected)
+
+
+def check_positive(record: Any, section: str, *names: str) -> None:
+    """Refuses fields that are not above 0, or infinite."""
+    for name in names:
+        if not 0 < getattr(record, name) < math.inf:
+            raise UserError(f"value {getattr(record, name)}", field=f"{section}.{name}", expected="more than 0")
+
+
+def check_choices(record: Any, section: str) -> None:
+    """Refuses a value of a `Literal` field that is none of those listed."""
+    for name, hint in typing.get_type_hints(type(record)).items():
+        choices = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Literal and getattr(record, name) not in choices:
+            expected = " or ".join(map(repr, choices))
+            raise UserError(f"value {getattr(record, name)!r}", field=f"{section}.{name}", expected=expected)
