@@ -12,7 +12,7 @@ from fixtures import tiny_dataset
 from hisam_jax.config import load_config
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
-from hisam_jax.tokenizer import assignment, base, diagnostics
+from hisam_jax.tokenizer import assignment, base, diagnostics, registry
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.registry import load_tokenizer
 from hisam_jax.tokenizer.run import tokenize
@@ -107,15 +107,27 @@ def test_an_unknown_field_or_tokenizer_is_a_user_error(dataset, tmp_path):
     config.name = "dts"
     with pytest.raises(UserError, match="dts"):
         tokenize(dataset.path, config, tmp_path / "ids")
-    with pytest.raises(UserError, match="hash"):
+
+
+def test_an_unknown_policy_is_refused_before_anything_is_fitted(dataset, tmp_path, monkeypatch):
+    fitted = []
+    entry = registry.TOKENIZERS["random"]._replace(fit=lambda *given: fitted.append(given))
+    monkeypatch.setitem(registry.TOKENIZERS, "random", entry)
+    with pytest.raises(UserError, match="collisions.*hash.*next_nearest"):
         tokenize(dataset.path, CONFIGS / "random.py", tmp_path / "ids", {"collisions": "hash"})
+    assert not fitted and not (tmp_path / "ids").exists()
 
 
-def test_a_run_that_fails_leaves_the_table_that_was_there(dataset, tmp_path):
+def test_a_run_that_fails_leaves_the_table_that_was_there(dataset, tmp_path, monkeypatch):
     tokenize(dataset.path, CONFIGS / "random.py", tmp_path / "ids", SMALL["random"])
     before = (tmp_path / "ids" / "codes.npy").read_bytes()
-    with pytest.raises(UserError):
-        tokenize(dataset.path, CONFIGS / "random.py", tmp_path / "ids", {"collisions": "hash"})
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(SemanticIDTable, "write_into", full)
+    with pytest.raises(OSError, match="no space"):
+        tokenize(dataset.path, CONFIGS / "random.py", tmp_path / "ids", SMALL["random"] | {"seed": "1"})
     assert (tmp_path / "ids" / "codes.npy").read_bytes() == before
 
 

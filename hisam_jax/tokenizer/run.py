@@ -49,14 +49,15 @@ def tokenize(
         What diagnostics.json holds.
 
     Raises:
-        UserError: no such dataset, no features at all, an unknown tokenizer or field; training that broke off, or with
-            `alarms.strict` raised an alarm.
+        UserError: no such dataset, no features at all, an unknown tokenizer, field or policy; training that broke off,
+            or with `alarms.strict` raised an alarm.
     """
     if not isinstance(config, ml_collections.ConfigDict):
         config = configs.load_config(config, overrides)
     configs.need(config, "name", "seed", "collisions")
     entry = registry.entry(config.name)
     configs.need(config, config.name)
+    collisions.check_policy(config.collisions)
     seed = configs.seed_of(config)
     settings = configs.build(entry.config, config[config.name], config.name)
     limits = configs.build(AlarmConfig, config.get("alarms", {}), "alarms")
