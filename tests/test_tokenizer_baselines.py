@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 from tokenizer_fixtures import planted
 
 from hisam_jax.errors import UserError
-from hisam_jax.tokenizer import registry
+from hisam_jax.tokenizer import base, fitting, joined, registry
 from hisam_jax.tokenizer.base import CrossModal, FittedTokenizer
 from hisam_jax.tokenizer.opq import OPQConfig
 from hisam_jax.tokenizer.qarm_codes import QarmConfig
@@ -167,6 +170,72 @@ def test_an_unknown_or_broken_tokenizer_is_a_user_error(tmp_path):
         registry.entry("rkmeans")
     with pytest.raises(UserError, match="no tokenizer"):
         registry.load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"format_version": 1, "name": "dst"}')
+    about = {"format_version": registry.FORMAT_VERSION, "name": "dst"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="not a tokenizer"):
         registry.load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_the_first_version_is_refused_by_that_name(tmp_path):
+    """Its DST has no `shared_context`: loaded, its networks would not fit their parameters."""
+    registry.save_tokenizer(registry.entry("random").fit(RandomConfig(), {}, {}, np.ones(0, bool), 0), tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1}))
+    with pytest.raises(UserError, match=r"version 1; expected version 2 .*hisam tokenize.* again"):
+        registry.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_modality_without_columns_is_named(name):
+    features, present, _ = planted(20, width=4)
+    features["image"] = np.zeros((20, 0), np.float32)
+    with pytest.raises(UserError, match=r"features\.image.*no columns"):
+        fit(name, features, present)
+
+
+def test_random_codes_of_no_modality_are_a_user_error():
+    features, present, _ = planted(20, width=4)
+    model = fit("random", features, present)
+    for attempt in (lambda: model.assign({}, {}), lambda: model.costs({}, {}, 0)):
+        with pytest.raises(UserError, match="no features"):
+            attempt()
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that count as this process's memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = line.endswith(str(file))
+        elif ours and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc/self/smaps")
+@pytest.mark.parametrize("how", ["joined", "fitting"])
+def test_scattered_rows_of_a_memory_map_leave_no_pages_behind(how, tmp_path, monkeypatch):
+    rng, file = np.random.default_rng(0), tmp_path / "text.npy"
+    values, every = rng.normal(size=(8000, 64)).astype(np.float32), {"text": np.ones(8000, bool)}
+    np.save(file, values)
+    features, picks = {"text": np.load(file, mmap_mode="r")}, rng.permutation(8000)[:600]
+    scale = base.fit_standardiser(values, every["text"], per_column=False)
+    held, read = [], base.Standardiser.__call__
+    monkeypatch.setattr(base.Standardiser, "__call__", lambda s, v, p: (held.append(len(v)), read(s, v, p))[1])
+    if how == "fitting":
+        found = fitting.load({"text": scale}, features, every, picks.reshape(2, 300))[0]["text"].reshape(600, -1)
+    else:
+        found = joined.Joined({"text": scale}).read(features, every, picks)
+    assert sum(held) == 600 and max(held) == base.SCATTERED and resident(file) == 0
+    monkeypatch.undo()
+    assert np.array_equal(found, scale(values[picks], every["text"][picks]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc/self/smaps")
+def test_fitting_on_few_rows_of_a_memory_map_leaves_no_pages_behind(tmp_path):
+    np.save(tmp_path / "text.npy", np.random.default_rng(0).normal(size=(8000, 64)).astype(np.float32))
+    features, every = {"text": np.load(tmp_path / "text.npy", mmap_mode="r")}, {"text": np.ones(8000, bool)}
+    features["text"][:].sum()
+    assert resident(tmp_path / "text.npy") > 1_000_000, "or the test sees nothing"
+    joined.fit_joined(features, every, every["text"], 0, 100)
+    assert resident(tmp_path / "text.npy") == 0

@@ -23,7 +23,7 @@ from hisam_jax.tokenizer.random_codes import RandomCodes, RandomConfig, fit_rand
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeans, ResidualKMeansConfig, fit_residual_kmeans
 from hisam_jax.tokenizer.rqvae import RQVAE, RQVAEConfig, fit_rqvae
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of tokenizers alone, tables have their own; 1 was a DST whose networks saw no shared codes
 
 
 class Entry(NamedTuple):
@@ -84,7 +84,8 @@ def load_tokenizer(folder: str | os.PathLike) -> FittedTokenizer:
     try:
         meta = json.loads(path.read_text())
         if meta["format_version"] != FORMAT_VERSION:
-            raise UserError(f"version {meta['format_version']}", path=path, expected=f"version {FORMAT_VERSION}")
+            expected, hint = f"version {FORMAT_VERSION}", "run `hisam tokenize` again"
+            raise UserError(f"version {meta['format_version']}", path=path, expected=expected, hint=hint)
         with np.load(path.with_suffix(".npz")) as stored:
             return entry(meta["name"]).model.from_state({name: stored[name] for name in stored.files}, meta)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
