@@ -125,4 +125,15 @@ def test_a_part_gets_only_the_options_that_it_takes(tmp_path, monkeypatch):
     module = types.SimpleNamespace(run=lambda work: given.update(work=work) or {"x": 1})
     monkeypatch.setattr(command.importlib, "import_module", lambda name: module)
     made = command.record("planted", {"work": tmp_path / "w", "data": None, "quick": True})
+    assert made["command"] == "python -m benchmarks.tokenizers --only planted"
     assert given == {"work": tmp_path / "w"} and made["result"] == {"x": 1} and (tmp_path / "w").is_dir()
+
+
+def test_the_recorded_command_makes_the_part_anew(tmp_path, monkeypatch):
+    module = types.SimpleNamespace(run=lambda data, seeds: {})
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: module)
+    made = [command.record("real", {"work": tmp_path, "data": tmp_path, "seeds": seeds})["command"] for seeds in (1, 3)]
+    assert made == [f"python -m benchmarks.tokenizers --data DIR --only real{more}" for more in ("", " --seeds 3")]
+    module.run = lambda data: {}
+    made = command.record("collapse", {"work": tmp_path, "data": tmp_path, "seeds": 3})
+    assert made["command"] == "python -m benchmarks.tokenizers --data DIR --only collapse", "it takes no seeds"

@@ -56,13 +56,19 @@ def record(name: str, options: dict[str, Any]) -> dict[str, Any]:
     accepted = inspect.signature(module.run).parameters
     result = module.run(**{key: value for key, value in options.items() if key in accepted})
     return {
-        "command": f"python -m benchmarks.tokenizers --only {name}",
+        "command": command_of(name, options.get("seeds", 1) if "seeds" in accepted else 1),
         "date": today(),
         "device": device(),
         "versions": versions("jax", "numpy", "scikit-learn"),
         "minutes": round((time.monotonic() - started) / 60, 2),
         "result": result,
     }
+
+
+def command_of(name: str, seeds: int) -> str:
+    """What makes one part anew; DIR stands for the public data sets."""
+    words = ["python -m benchmarks.tokenizers", *(["--data DIR"] if name in NEED_DATA else []), f"--only {name}"]
+    return " ".join(words + ([f"--seeds {seeds}"] if seeds != 1 else []))
 
 
 @functools.cache
