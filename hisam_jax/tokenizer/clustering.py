@@ -91,7 +91,8 @@ _seeds = jax.jit(
 def lloyd(parts: Parts, rows: int, centres_KD: np.ndarray, iterations: int) -> Clustering:
     """`iterations` of Lloyd from `centres_KD`, then each row's nearest; stops early when no row changes.
 
-    Empty clusters get half of those of the greatest error. Of equally near centres a row takes the lowest.
+    Empty clusters get half of those of the greatest error. Of equally near centres a row takes the lowest. Unlike
+    `quantization.lloyd`, which serves compiled code, it is steered from the host: it streams rows and knows no weights.
 
     Args:
         parts: of `split`.

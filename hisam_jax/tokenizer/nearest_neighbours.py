@@ -1,4 +1,9 @@
-"""Exact nearest neighbours of any number of rows, in blocks of both sides with a running best k."""
+"""Nearest neighbours of any number of rows by brute force, in blocks of both sides with a running best k.
+
+Exact within float32 only: candidates are ranked by inner products after the mean of the keys is taken away, which tell
+no squared distances apart that differ by less than about 1e-7 of the squared distance to that mean. Of 2,000 rows of 8
+columns in two clusters at +-40, 25 neighbours are all found at a spread of .1 and one in seven at a spread of .01.
+"""
 
 from __future__ import annotations
 

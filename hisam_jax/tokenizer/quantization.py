@@ -219,7 +219,12 @@ def kmeans(key: jax.Array, x_ND: jax.Array, weight_N: jax.Array, size: int, iter
 
 @functools.partial(jax.jit, static_argnums=3)
 def lloyd(x_ND: jax.Array, weight_N: jax.Array, centres_KD: jax.Array, iterations: int) -> jax.Array:
-    """Centres after `iterations` of Lloyd; distances exist for one block of rows at a time."""
+    """Centres after `iterations` of Lloyd; distances exist for one block of rows at a time.
+
+    Pure JAX of fixed shapes with weights, so that it runs inside compiled code; all rows lie on the device, and an
+    empty cluster takes a worst served row. `clustering.lloyd` is the other one: steered from the host, it streams rows,
+    skips work that cannot matter and splits clusters, which compiled code of fixed shapes cannot.
+    """
     block = min(4096, max(len(x_ND), 1))
     missing = -len(x_ND) % block
     x_ND = jnp.pad(x_ND, ((0, missing), (0, 0)))
