@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hisam_jax import cli
 from hisam_jax.errors import UserError
+from hisam_jax.tokenizer import id_files
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.id_files import ImportOptions, export_ids, import_ids
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
@@ -188,6 +189,171 @@ def test_a_description_of_another_version_or_shape_is_told(tmp_path):
             import_ids(file, ours.item_ids)
 
 
+ENDINGS = (".index.json", ".item2id", ".levels.json")
+
+
+@pytest.mark.parametrize("theirs", ENDINGS)
+def test_a_mixture_of_two_exports_is_refused(tmp_path, theirs):
+    """What a killed export, or a copy of some of its files, leaves."""
+    ours, other = table(seed=0), table(seed=1)
+    assert set(ours.item_ids) == set(other.item_ids)
+    for name, one in (("x", ours), ("y", other)):
+        export_ids(one, tmp_path / f"{name}.index.json")
+    (tmp_path / f"y{theirs}").replace(tmp_path / f"x{theirs}")
+    with pytest.raises(UserError, match="altered, or its export did not end.*export it again") as error:
+        import_ids(tmp_path / "x.index.json", ours.item_ids)
+    assert str(error.value).startswith(str(tmp_path / "x.i"))
+    (tmp_path / "x.levels.json").unlink()
+    assert import_ids(tmp_path / "x.index.json", ours.item_ids).tokenizer["name"] == "imported"
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_an_export_killed_at_any_moment_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, before, done):
+    ours, file, left = table(seed=0), tmp_path / "x.index.json", [done]
+    if before:
+        export_ids(table(seed=1), file)
+
+    def write(path, content):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    monkeypatch.setattr(id_files, "atomic_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        export_ids(ours, file)
+    if before and not done:
+        assert import_ids(file, table(seed=1).item_ids).checksum == table(seed=1).checksum
+        return
+    with pytest.raises(UserError, match="no such file|altered, or its export did not end"):
+        import_ids(file, ours.item_ids)
+
+
+def test_a_lost_item_map_of_ours_is_told(tmp_path):
+    export_ids(table(), tmp_path / "x.index.json")
+    (tmp_path / "x.item2id").unlink()
+    with pytest.raises(UserError, match=r"x\.item2id: the file is missing"):
+        import_ids(tmp_path / "x.index.json", table().item_ids)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("change", ["level", "tokenizer", "digit_size", "checksum"])
+def test_an_altered_description_is_refused(tmp_path, change, sealed):
+    ours, file = table(), tmp_path / "x.levels.json"
+    export_ids(ours, tmp_path / "x.index.json")
+    about = json.loads(file.read_text())
+    if change == "level":
+        about["levels"][0]["name"] = "other/0"
+    elif change == "checksum":
+        about["checksum"] = about["sorted_checksum"] = "0" * 64
+    else:
+        about[change] = {"tokenizer": {"name": "rqvae"}, "digit_size": about["digit_size"] + 1}[change]
+    if not sealed:  # exports of old had the table's checksum alone
+        del about["sorted_checksum"], about["files"]
+    file.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="its description was altered"):
+        import_ids(tmp_path / "x.index.json", ours.item_ids)
+
+
+def test_an_altered_parquet_is_refused_and_a_sorted_one_is_not(tmp_path):
+    ours, file = table(), tmp_path / "x.parquet"
+    export_ids(ours, file)
+    frame, kept = pl.read_parquet(file), pl.read_parquet_metadata(file)
+    kept = {"hisam_jax": kept["hisam_jax"]}
+    frame.sort("digit").write_parquet(file, metadata=kept)
+    assert import_ids(file, ours.item_ids).checksum == ours.checksum
+    turned = frame.with_columns(codes=pl.concat([frame["codes"][1:], frame["codes"][:1]]))
+    for altered in (turned, frame.with_columns(digit=frame["digit"].reverse())):
+        altered.write_parquet(file, metadata=kept)
+        with pytest.raises(UserError, match="the file or its description was altered"):
+            import_ids(file, ours.item_ids)
+
+
+def test_ids_with_what_others_take_for_line_ends_survive(tmp_path):
+    odd = ["a\u2028b", "c\x85d", "e\x0bf", "g\x0ch", "i\x1cj", " k ", "", "é", "\x85"]
+    kinds = (Level("shared/0", "shared", 9),)
+    ours = SemanticIDTable(kinds, np.arange(9, dtype=np.int32)[:, None], None, 0, odd, {}, "none")
+    for kind in ("index.json", "parquet"):
+        export_ids(ours, tmp_path / f"x.{kind}")
+        assert import_ids(tmp_path / f"x.{kind}", odd).checksum == ours.checksum
+    for ending in ("\r", "\n"):
+        broken = SemanticIDTable(kinds, np.zeros((1, 1), np.int32), None, 0, [f"a{ending}b"], {}, "none")
+        with pytest.raises(UserError, match="without tabs and line ends"):
+            export_ids(broken, tmp_path / "y.index.json")
+
+
+@pytest.mark.parametrize("text", ["\ufeffw\t0\nx\t1\ny\t2", "w\t0\r\nx\t1\r\ny\t2\r\n", "w\t0\nx\t1\ny\t2\n\n \n\r\n"])
+def test_a_map_with_a_mark_carriage_returns_or_blank_ends_is_read(tmp_path, text):
+    file = foreign(tmp_path, GOOD, None)
+    (tmp_path / "f.item2id").write_bytes(text.encode())
+    assert import_ids(file, IDS).codes_IL.tolist() == [[1, 0], [3, 2], [0, 2]]
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    file, deep = foreign(tmp_path, GOOD, None), "[" * 100000
+    for text in ("w\t0\nx\t1\ny\t2\n".encode("utf-16"), "caf\xe9\t0\n".encode("latin-1")):
+        (tmp_path / "f.item2id").write_bytes(text)
+        with pytest.raises(UserError, match=r"f\.item2id: not UTF-8"):
+            import_ids(file, IDS)
+    with pytest.raises(UserError, match=r"f\.index\.json: unreadable JSON"):
+        import_ids(foreign(tmp_path, deep), IDS)
+    foreign(tmp_path, GOOD)
+    for text, words in ((deep, r"f\.levels\.json: unreadable JSON"), ("[]", "does not fit"), ("0", "does not fit")):
+        (tmp_path / "f.levels.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            import_ids(file, IDS)
+
+
+@pytest.mark.parametrize("most", [2**31 - 1, 2**31, 2**63 - 1, 2**64 - 1, -1])
+@pytest.mark.parametrize("column", ["codes", "code_0", "digit"])
+def test_numbers_that_are_no_codes_are_one_line(tmp_path, most, column):
+    kind = pl.UInt64 if most > 0 else pl.Int64
+    values = pl.Series([0, 1, most], dtype=kind)
+    columns = {"code_0": pl.Series([0, 1, 2])} if column == "digit" else {}
+    columns[column] = pl.Series([[0], [1], [most]], dtype=pl.List(kind)) if column == "codes" else values
+    pl.DataFrame({"item_id": IDS, **columns}).write_parquet(tmp_path / "f.parquet")
+    with pytest.raises(UserError, match=r"item 'y': code (-?\d+|None); expected whole numbers from 0 to 2147483646"):
+        import_ids(tmp_path / "f.parquet", IDS)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "index.json"])
+def test_places_that_cannot_be_written_are_one_line(tmp_path, kind):
+    (tmp_path / f"folder.{kind}").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for place, words in (
+        (tmp_path / f"folder.{kind}", "a folder; expected the name of a file"),
+        (tmp_path / "file" / f"x.{kind}", "file.*(cannot be written|in the way)"),
+        (f"/proc/x.{kind}", "/proc.*cannot be written"),
+        ("", "no name; expected NAME.parquet"),
+    ):
+        with pytest.raises(UserError, match=words):
+            export_ids(table(), place)
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_digits_that_leave_two_items_equal_are_refused(tmp_path):
+    index = {"0": ["<a_1>", "<b_0>"], "1": ["<a_3>", "<b_2>"], "2": ["<a_1>", "<b_0>"]}
+    file, frame = foreign(tmp_path, index), tmp_path / "f.parquet"
+    pl.DataFrame({"item_id": IDS, "code_0": [1, 3, 1], "digit": [0, 2, 0]}).write_parquet(frame)
+    for source, options in ((file, {"last_is_digit": True}), (frame, {}), (frame, {"collisions": "digit"})):
+        with pytest.raises(UserError, match="items 'w' and 'y' have equal codes and equal digits"):
+            import_ids(source, IDS, ImportOptions(**options))
+    for source, last in ((file, True), (frame, False)):
+        found = import_ids(source, IDS, ImportOptions(last_is_digit=last, collisions="none"))
+        assert found.digit_I.tolist() == [0, 2, 0] and found.policy == "none"
+
+
+def test_flags_that_our_own_file_answers_are_refused(tmp_path):
+    for kind in ("parquet", "index.json"):
+        export_ids(table(), tmp_path / f"x.{kind}")
+        for policy in ("digit", "none"):
+            with pytest.raises(UserError, match="'collisions': the file is one of ours"):
+                import_ids(tmp_path / f"x.{kind}", table().item_ids, ImportOptions(collisions=policy))
+    with pytest.raises(UserError, match="'item_map': Parquet names its items"):
+        import_ids(tmp_path / "x.parquet", table().item_ids, ImportOptions(item_map="x.item2id"))
+
+
 def _hisam(*arguments) -> int:
     return cli.main(["ids", *map(str, arguments)])
 
@@ -206,6 +372,8 @@ def test_the_verb_takes_ids_there_and_back(tmp_path, capsys):
         assert SemanticIDTable.load(out, names).checksum == ours.checksum
     said = json.loads(capsys.readouterr().out.rsplit("\n{", 1)[1].join(["{", ""]))
     assert said["items"] == 12 and said["levels"] == {"shared/0": 12}
+    assert _hisam("--import", tmp_path / "x.parquet", "--dataset", data.path, "--out", "/proc/x") == 2
+    assert "/proc/x: it cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -219,6 +387,17 @@ def test_the_verb_takes_ids_there_and_back(tmp_path, capsys):
         ("--export x --extend d", "not allowed with argument"),
         ("--import x --sizes 0 --out o", "argument --sizes"),
         ("--ids gone --export x.parquet", "gone: no table of semantic IDs"),
+        ("--ids i --export x.parquet --out o", "'--out': --export does not take it; expected --export with --ids only"),
+        ("--ids i --export x.parquet --sizes 3,3", "'--sizes': --export does not take it"),
+        ("--ids i --import x.parquet --out o --dataset d", "'--ids': --import does not take it"),
+        ("--ids i --extend d --out o --dataset d", "'--dataset': --extend does not take it"),
+        ("--ids i --extend d --out o --last-is-digit", "'--last-is-digit': --extend does not take it"),
+        ("--ids i --extend d --out o --collisions digit", "'--collisions': --extend does not take it"),
+        ("--ids i --extend d --out o --item-map m", "'--item-map': --extend does not take it"),
+        ("--ids i --export=", "'--export': an empty name"),
+        ("--import= --out o --dataset d", "'--import': an empty name"),
+        ("--ids i --extend= --out o", "'--extend': an empty name"),
+        ("--ids= --export x.parquet", "'--ids': an empty name"),
     ],
 )
 def test_a_mistake_is_one_line(line, words, capsys):

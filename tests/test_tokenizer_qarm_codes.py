@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from fixtures import tiny_dataset
 from tokenizer_fixtures import planted
@@ -13,7 +14,7 @@ from tokenizer_fixtures import planted
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_file
 from hisam_jax.tokenizer import registry
-from hisam_jax.tokenizer.qarm_codes import QarmConfig, fit_qarm
+from hisam_jax.tokenizer.qarm_codes import Qarm, QarmConfig, fit_qarm
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeansConfig, fit_residual_kmeans
 from hisam_jax.tokenizer.run import tokenize
 
@@ -54,6 +55,22 @@ def test_items_given_apart_have_the_same_neighbours(model):
     whole = qarm.item_features(features, present)["neighbours"]
     part = ({m: v[60:90] for m, v in each.items()} for each in (features, present))
     assert np.array_equal(qarm.item_features(*part, first_row=60)["neighbours"], whole[60:90])
+
+
+def test_training_items_keep_their_ids_through_a_file_and_another_order(model):
+    qarm, features, present, train, _ = model
+    rng = np.random.default_rng(0)
+    ids = pl.Series("item_id", [f"item {row}\u2028\0" for row in range(150)])
+    whole = qarm.item_features(features, present)["neighbours"]
+    rows = rng.permutation(150)[:120]
+    moved = qarm.named(ids).renumbered(ids.gather(rows))
+    moved = Qarm.from_state(*moved.state())
+    assert moved.item_ids.to_list() == ids.filter(pl.Series(train & (present["text"] | present["image"]))).to_list()
+    found = moved.item_features(*({m: v[rows] for m, v in each.items()} for each in (features, present)))["neighbours"]
+    where = np.full(151, -1)
+    where[rows] = np.arange(120)
+    assert np.array_equal(found, where[whole[rows]]), "a vanished one is -1, no item is its own neighbour"
+    assert np.array_equal(moved.renumbered(ids).rows_T, qarm.rows_T) and (moved.rows_T < 0).any()
 
 
 def test_fewer_training_items_than_neighbours_are_padded():

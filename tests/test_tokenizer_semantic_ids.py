@@ -97,7 +97,7 @@ def test_an_altered_manifest_is_told(tmp_path, change, words):
         SemanticIDTable.load(tmp_path / "ids")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100000])
 def test_half_a_manifest_is_told(tmp_path, content):
     table().save(tmp_path / "ids")
     (tmp_path / "ids" / "manifest.json").write_text(content)
@@ -183,3 +183,23 @@ def test_the_parent_is_kept_and_part_of_the_checksum(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"parent": "another"}))
     with pytest.raises(UserError, match="altered"):
         SemanticIDTable.load(tmp_path / "ids")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.npz", "tokenizer.json"])
+def test_the_tokenizer_beside_a_table_is_part_of_it(tmp_path, name):
+    ours = table()
+    for file in ("tokenizer.npz", "tokenizer.json", "other.json"):
+        (tmp_path / file).write_text(file)
+    ours.write_into(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["files"][name] == sha256_file(tmp_path / name) and "other.json" not in manifest["files"]
+    assert SemanticIDTable.load(tmp_path).checksum == ours.checksum
+    (tmp_path / name).write_text("altered")
+    with pytest.raises(UserError, match=f"{name}: the file was altered"):
+        SemanticIDTable.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: the file is missing"):
+        SemanticIDTable.load(tmp_path, verify=False)
+    del manifest["files"]["tokenizer.npz"], manifest["files"]["tokenizer.json"]  # as tables of old were written
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert SemanticIDTable.load(tmp_path).checksum == ours.checksum
