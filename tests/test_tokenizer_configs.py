@@ -25,6 +25,7 @@ LEAST = {  # section -> field -> the least value
     | {"reconstruction_weight": 0, "commitment_weight": 0, "codebook_weight": 0, "weight_decay": 0},
     "residual_kmeans": {"iterations": 0, "fit_rows": 1},
     "opq": {"iterations": 0, "rotations": 0, "fit_rows": 1},
+    "qarm": {"neighbours": 1, "iterations": 0, "fit_rows": 1},
 }
 SHARES = {
     "dst": ["smoothing", "decay", "dropout", "specific_dropout", "mi_ramp"],
@@ -38,7 +39,7 @@ CHOICES = {
     "dst": ["standardise", "alignment", "residual", "codebooks", "mi_estimator"],
     "rqvae": ["standardise", "codebooks"],
 }
-SIZES = {"dst": "shared", "rqvae": "sizes", "residual_kmeans": "sizes", "opq": "sizes", "random": "sizes"}
+SIZES = {name: "shared" if name == "dst" else "sizes" for name in TOKENIZERS}
 BAD = [
     *((section, SIZES[section], bad) for section in SIZES for bad in BAD_SIZES),
     *((section, name, bad) for section, name in (("dst", "unnamed"), ("rqvae", "hidden")) for bad in BAD_SIZES[1:]),

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from hisam_jax.errors import UserError
+from hisam_jax.config import check_least
 from hisam_jax.tokenizer import base, joined
 from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap
+from hisam_jax.tokenizer.config_checks import check_sizes
 from hisam_jax.tokenizer.nearest_neighbours import NONE, nearest_neighbours
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeans, ResidualKMeansConfig, fit_residual_kmeans
 
@@ -32,12 +33,19 @@ class QarmConfig:
         neighbours: nearest training items of each item.
         iterations: Lloyd iterations of each level.
         fit_rows: training items that the centres are fitted on at most, drawn at random.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     sizes: tuple = (256,) * 6
     neighbours: int = 25
     iterations: int = 20
     fit_rows: int = 262144
+
+    def __post_init__(self):
+        check_sizes(self, "qarm", "sizes")
+        check_least(self, "qarm", neighbours=1, iterations=0, fit_rows=1)
 
 
 @dataclasses.dataclass(eq=False)
@@ -146,10 +154,8 @@ def fit_qarm(
     """Fits centres on the items where `train_rows` (bool [I]) is true and keeps their vectors.
 
     Raises:
-        UserError: features that cannot be used, no training item with any, or no neighbours asked for.
+        UserError: features that cannot be used, or no training item with any.
     """
-    if cfg.neighbours < 1:
-        raise UserError(f"{cfg.neighbours}", field="qarm.neighbours", expected="at least 1")
     residual = fit_residual_kmeans(_residual(cfg), features, present, train_rows, seed, progress)
     _, rows_T = joined.usable(features, present, train_rows)
     return Qarm(cfg, residual, residual.joined.at(features, present, rows_T), rows_T.astype(np.int32))
