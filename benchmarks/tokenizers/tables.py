@@ -27,7 +27,13 @@ def _source(record: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     seeds = record["result"].get("seeds")
     of = [f"seeds {', '.join(map(str, seeds))}"] if isinstance(seeds, list) else []
-    parts = [f"`{record['command']}`", record["date"], record["device"], packages, f"{record['minutes']:.1f} minutes"]
+    parts = [
+        f"`{record['command']}`",
+        record["date"],
+        record["device"],
+        packages,
+        f"{record['minutes']:.1f} minutes in its last start, cells kept from earlier ones not counted",
+    ]
     return f"{'; '.join(parts[:1] + of + parts[1:])}.\n"
 
 
