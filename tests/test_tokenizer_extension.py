@@ -201,6 +201,16 @@ def test_each_group_is_told_apart_and_codes_that_may_have_moved_are_not_asked_fo
     assert report["recoded"] == {"items": 10, "agreement": {"text": 1.0}}
 
 
+def test_codes_that_an_extension_moved_are_not_asked_for_by_the_next_one():
+    codes = np.array([[1, 0]] + [[0, 1]] * 12)
+    model, table = made(codes[:4], np.ones(4, bool), [3, 3], "digit")
+    arguments = [str(row) for row in range(13)], {"x": codes.astype(np.float32)}, {"x": np.ones(13, bool)}
+    extended, report = extend(table, model, *arguments)
+    assert report["moved"] == {"shared/1": 6}
+    _, report = extend(extended, model, *arguments)
+    assert report["recoded"] == {"items": 13, "agreement": {"shared": 1.0}} and report["new"] == 0
+
+
 def test_an_item_that_lost_a_modality_counts_as_another_code():
     codes = np.zeros((4, 2), int)
     model, table = made(codes, np.ones(4, bool), [3, 3], "digit")
