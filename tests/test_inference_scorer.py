@@ -144,3 +144,12 @@ def test_buckets_are_few_and_large_enough():
     sizes = {bucket(n, 300) for n in range(301)}
     assert sizes == {8, 16, 32, 64, 128, 256, 300}
     assert all(bucket(n, 300) >= n for n in range(301))
+    assert {bucket(n, 300, shortest=300) for n in range(301)} == {300}, "all padded to one length"
+
+
+def test_a_scorer_may_pad_every_history_to_one_length():
+    catalog, histories = small_catalog(), [History(*np.ones((3, n), np.int32)) for n in (5, 1, 12, 3)]
+    trie = build_trie(catalog.codes_IL, (SIZE,) * LEVELS)
+    usual, one = (Scorer(None, None, catalog, trie, np.zeros(ITEMS), 16, **more) for more in ({}, {"shortest": 16}))
+    lengths = [{batch["item"].shape[1] for _, batch in scorer._batches(histories, 2)} for scorer in (usual, one)]
+    assert lengths == [{8, 16}, {16}]

@@ -26,7 +26,7 @@ from hisam_jax.data.pipeline import PipelineConfig, make_pipeline
 from hisam_jax.evaluation.baselines import popularity
 from hisam_jax.evaluation.targets import load_events, retrieval_targets, subset_of_users
 from hisam_jax.files import atomic_write
-from hisam_jax.inference import histories, scoring
+from hisam_jax.inference import scoring
 from hisam_jax.inference.run import make_scorer
 from hisam_jax.inference.scoring import HistoryReader
 from hisam_jax.models.config import HMATConfig
@@ -136,9 +136,10 @@ def _scores(assembly: Assembly, params: Any, users: int) -> bytes:
     """Ranks of every target by both heads, as an .npz."""
     events, window = load_events(assembly.dataset), assembly.configs.data.window
     targets = subset_of_users(retrieval_targets(events, "test"), users, USERS_SEED)
-    scorer, reader = make_scorer(assembly, params, popularity(events)), HistoryReader(assembly.dataset, window)
+    reader = HistoryReader(assembly.dataset, window)
+    # Every history is padded to one length: the beam search is compiled once.
+    scorer = make_scorer(assembly, params, popularity(events), shortest=window)
     arrays, beams = {"user": targets.user_T, "item": targets.item_T}, assembly.configs.evaluation.beams
-    histories.SHORTEST = window  # every history padded to one length: the beam search is compiled once
     for head in scoring.LISTS:
         ranks = scoring.ranks_of(head, scorer, reader, targets, beams)
         arrays |= {f"{head}_masked": ranks.masked_T, f"{head}_unmasked": ranks.unmasked_T}

@@ -10,7 +10,7 @@ import numpy as np
 from hisam_jax.data.pipeline import Batch
 
 COLUMNS = ("item", "action", "gap")
-SHORTEST = 8
+SHORTEST = 8  # items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class History:
         return len(self.item)
 
 
-def bucket(length: int, window: int) -> int:
-    """The padded length a history is served at: few shapes, so few compilations."""
-    size = SHORTEST
+def bucket(length: int, window: int, shortest: int = SHORTEST) -> int:
+    """The padded length a history is served at, at least `shortest`: few shapes, so few compilations."""
+    size = shortest
     while size < length:
         size *= 2
     return min(size, max(window, length))
@@ -61,10 +61,10 @@ def pad_histories(histories: Sequence[History], codes_IL: np.ndarray, length: in
 
 
 def batches(
-    histories: Sequence[History], codes_IL: np.ndarray, *, window: int, rows: int
+    histories: Sequence[History], codes_IL: np.ndarray, *, window: int, rows: int, shortest: int = SHORTEST
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """`(indices of the histories, padded batch)`, histories of like length together."""
-    lengths = np.array([bucket(len(history), window) for history in histories])
+    lengths = np.array([bucket(len(history), window, shortest) for history in histories])
     for length in np.unique(lengths):
         members = np.flatnonzero(lengths == length)
         for start in range(0, len(members), rows):

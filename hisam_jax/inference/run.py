@@ -14,16 +14,17 @@ import numpy as np
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation.baselines import popularity
 from hisam_jax.evaluation.targets import Events, load_events
+from hisam_jax.inference.histories import SHORTEST
 from hisam_jax.inference.scorer import Scorer
 from hisam_jax.inference.scoring import HistoryReader
 from hisam_jax.training.assembly import Assembly, assemble
 from hisam_jax.training.checkpoints import load_params
 
 
-def make_scorer(assembly: Assembly, params: Any, popularity_I: np.ndarray) -> Scorer:
-    """A scorer of these parameters over the assembly's catalogue."""
+def make_scorer(assembly: Assembly, params: Any, popularity_I: np.ndarray, shortest: int = SHORTEST) -> Scorer:
+    """A scorer of these parameters over the assembly's catalogue; `shortest` as `Scorer` has it."""
     window, rows = assembly.configs.data.window, assembly.configs.evaluation.rows
-    return Scorer(assembly.model, params, assembly.catalog, assembly.trie, popularity_I, window, rows)
+    return Scorer(assembly.model, params, assembly.catalog, assembly.trie, popularity_I, window, rows, shortest)
 
 
 @dataclasses.dataclass(frozen=True)

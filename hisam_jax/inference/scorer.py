@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hisam_jax.data.pipeline import Batch
 from hisam_jax.inference import beam_search
-from hisam_jax.inference.histories import History, batches
+from hisam_jax.inference.histories import SHORTEST, History, batches
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.trie import Trie
@@ -29,12 +30,23 @@ class Scorer:
         trie: existing IDs, for generation.
         popularity_I: training counts; what an empty history is served by.
         window: the most items of history that the model reads.
+        rows: histories of a batch.
+        shortest: padded length of the shortest histories; `window` pads all to one, which compiles once.
     """
 
     def __init__(
-        self, model: HMAT, params, catalog: Catalog, trie: Trie, popularity_I: np.ndarray, window: int, rows: int = ROWS
+        self,
+        model: HMAT,
+        params,
+        catalog: Catalog,
+        trie: Trie,
+        popularity_I: np.ndarray,
+        window: int,
+        rows: int = ROWS,
+        shortest: int = SHORTEST,
     ):
         self.model, self.params, self.trie, self.window, self.rows = model, params, trie, window, rows
+        self.shortest = shortest
         self.catalog = jax.tree.map(jnp.asarray, catalog)
         self.codes_IL = np.asarray(catalog.codes_IL)
         self.popularity_I = np.log1p(np.asarray(popularity_I, np.float32))
@@ -52,7 +64,7 @@ class Scorer:
     def retrieval(self, histories: Sequence[History]) -> np.ndarray:
         """float32 `[len(histories), I]`: each user vector's dot product with every item vector."""
         out = np.empty((len(histories), self.catalog.items), np.float32)
-        for rows, batch in batches(histories, self.codes_IL, window=self.window, rows=self.rows):
+        for rows, batch in self._batches(histories, self.rows):
             scores = _retrieval(self.model, self.params, self.catalog, self.item_vectors, batch)
             out[rows] = np.asarray(scores)[: len(rows)]
         return self._serve_empty(histories, out)
@@ -66,7 +78,7 @@ class Scorer:
         without the leaves all of whose items are in `seen` (one array of item indices a history).
         """
         free, masked = (np.full((len(histories), self.catalog.items), -np.inf, np.float32) for _ in range(2))
-        for rows, batch in batches(histories, self.codes_IL, window=self.window, rows=self.rows):
+        for rows, batch in self._batches(histories, self.rows):
             blocked = np.zeros((self.rows, self.trie.leaves), bool)
             for row, index in enumerate(rows):
                 blocked[row] = self._blocked(seen[index])
@@ -78,7 +90,7 @@ class Scorer:
     def clicks_along(self, histories: Sequence[History]) -> list[np.ndarray]:
         """Ranking logits of every event of each history, each read before its own action."""
         out: list[np.ndarray] = [np.empty(0)] * len(histories)
-        for rows, batch in batches(histories, self.codes_IL, window=self.window, rows=self.rows):
+        for rows, batch in self._batches(histories, self.rows):
             logits = np.asarray(_clicks(self.model, self.params, self.catalog, batch))
             for row, index in enumerate(rows):
                 out[index] = logits[row, : len(histories[index])]
@@ -86,7 +98,7 @@ class Scorer:
 
     def clicks_for(self, history: History, candidates: np.ndarray) -> np.ndarray:
         """Ranking logits of candidates after a history; candidates never see each other."""
-        _, batch = next(batches([history], self.codes_IL, window=self.window, rows=1))
+        _, batch = next(self._batches([history], 1))
         cache, out = _cache(self.model, self.params, self.catalog, batch), []
         for start in range(0, len(candidates), CANDIDATES):
             part = candidates[start : start + CANDIDATES]
@@ -97,6 +109,9 @@ class Scorer:
             )
             out.append(np.asarray(logits)[0, : len(part)])
         return np.concatenate(out)
+
+    def _batches(self, histories: Sequence[History], rows: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        return batches(histories, self.codes_IL, window=self.window, rows=rows, shortest=self.shortest)
 
     def _blocked(self, seen: np.ndarray) -> np.ndarray:
         counts = np.bincount(self._leaf_I[np.unique(seen)], minlength=self.trie.leaves)
