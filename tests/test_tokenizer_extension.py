@@ -317,5 +317,10 @@ def test_a_broken_tokenizer_is_told(tmp_path, kept, source, tokenized):
     manifest.write_text(json.dumps(about))
     with pytest.raises(UserError, match="not a tokenizer"):
         extend_ids(tmp_path / "ids", source.path, tmp_path / "out")
+    entry = whole.rindex(b"PK\x01\x02")  # of the zip's directory; its compression method lies 10 bytes on
+    for broken in (whole[: entry + 10] + b"\x63" + whole[entry + 11 :], whole.replace(b"descr", b"desk=")):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match="not a tokenizer"):
+            load_tokenizer(tmp_path / "ids")
     file.write_bytes(whole)
     assert extend_ids(tmp_path / "ids", source.path, tmp_path / "out")["new"] == 20

@@ -25,6 +25,10 @@ from hisam_jax.tokenizer.rqvae import RQVAE, RQVAEConfig, fit_rqvae
 
 FORMAT_VERSION = 2  # of tokenizers alone, tables have their own; 1 was a DST whose networks saw no shared codes
 
+# What json, zipfile and numpy raise of files that are cut off, altered or something else.
+BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, NotImplementedError)
+BROKEN += (zlib.error, zipfile.BadZipFile)
+
 
 class Entry(NamedTuple):
     """How a tokenizer is configured, fitted and restored."""
@@ -88,5 +92,5 @@ def load_tokenizer(folder: str | os.PathLike) -> FittedTokenizer:
             raise UserError(f"version {meta['format_version']}", path=path, expected=expected, hint=hint)
         with np.load(path.with_suffix(".npz")) as stored:
             return entry(meta["name"]).model.from_state({name: stored[name] for name in stored.files}, meta)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise UserError(f"not a tokenizer ({error!r})", path=path, hint="run `hisam tokenize` again") from error
