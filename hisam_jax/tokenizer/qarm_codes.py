@@ -158,7 +158,7 @@ def fit_qarm(
     """
     residual = fit_residual_kmeans(_residual(cfg), features, present, train_rows, seed, progress)
     _, rows_T = joined.usable(features, present, train_rows)
-    return Qarm(cfg, residual, residual.joined.at(features, present, rows_T), rows_T.astype(np.int32))
+    return Qarm(cfg, residual, residual.joined.read(features, present, rows_T), rows_T.astype(np.int32))
 
 
 def _residual(cfg: QarmConfig) -> ResidualKMeansConfig:
