@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import string
@@ -25,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from hisam_jax.errors import UserError
-from hisam_jax.files import atomic_write, full_disk_is_a_user_error, sha256_file
+from hisam_jax.files import atomic_write, sha256_file
 from hisam_jax.tokenizer import collisions
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.semantic_ids import FORMAT_VERSION, SemanticIDTable
@@ -195,14 +196,9 @@ def _write_parquet(table: SemanticIDTable, path: Path) -> None:
     if table.digit_I is not None:
         columns["digit"] = table.digit_I
     frame = pl.DataFrame({**columns, "id": lists(table.full_codes())})
-    scratch = path.with_name(f".{path.name}.partial")
-    with full_disk_is_a_user_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            frame.write_parquet(scratch, metadata={META: json.dumps(_about(table))})
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+    whole = io.BytesIO()
+    frame.write_parquet(whole, metadata={META: json.dumps(_about(table))})
+    atomic_write(path, whole.getvalue())
 
 
 def _read_parquet(path: Path, options: ImportOptions) -> _Read:

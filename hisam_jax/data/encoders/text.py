@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import polars as pl
 import scipy.sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 from hisam_jax.data.encoders.base import Features, absent, describe, scatter
@@ -16,6 +16,8 @@ from hisam_jax.files import sha256_of
 
 MAX_TERMS = 100_000  # keeps the vocabulary of a million-item catalogue in memory
 RANK_TOLERANCE = 1e-5  # singular values below this share of the largest are rounding, which standardising would blow up
+
+V = TypeVar("V", bound=CountVectorizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,7 @@ class TfidfSvd:
 
     def encode(self, items: pl.DataFrame, fit_rows: np.ndarray) -> Features:
         texts = item_texts(items)
-        training = [text for text, fit in zip(texts, fit_rows, strict=True) if fit and text.strip()]
-        vectorizer = fit_tfidf(training)
+        vectorizer = fit_tfidf(training_texts(texts, fit_rows))
         if vectorizer is None:
             return absent(len(items))
         terms = vectorizer.transform(texts)
@@ -63,12 +64,19 @@ def fit_tfidf(texts: list[str]) -> TfidfVectorizer | None:
     One-letter words stay ("M" and "Z" are titles). Terms of a single item tell nothing about others and go, except in
     catalogues so small, or so diverse, that nothing else would be left.
     """
-    for min_df in (least_items(len(texts)), 1):
-        vectorizer = TfidfVectorizer(
-            ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, max_features=MAX_TERMS, token_pattern=r"(?u)\w+"
-        )
+    return fit_words(TfidfVectorizer, texts, ngram_range=(1, 2), sublinear_tf=True)
+
+
+def training_texts(texts: list[str], fit_rows: np.ndarray) -> list[str]:
+    """The texts with any word in them of the items that statistics are fitted on."""
+    return [text for text, fit in zip(texts, fit_rows, strict=True) if fit and text.strip()]
+
+
+def fit_words(kind: type[V], texts: list[str], **options: Any) -> V | None:
+    """A scikit-learn vectorizer over words of enough items, or of any where else none is left; None without words."""
+    for least in (_least_items(len(texts)), 1):
         try:
-            return vectorizer.fit(texts)
+            return kind(min_df=least, max_features=MAX_TERMS, token_pattern=r"(?u)\w+", **options).fit(texts)
         except ValueError:  # scikit-learn's word for an empty vocabulary
             continue
     return None
@@ -81,6 +89,5 @@ def fit_svd(terms_NV: scipy.sparse.csr_matrix, dim: int, seed: int) -> np.ndarra
     return directions_DV[singular > RANK_TOLERANCE * singular[0]]
 
 
-def least_items(count: int) -> int:
-    """Items that a word must occur in to tell anything, among `count`."""
+def _least_items(count: int) -> int:
     return 1 if count < 100 else 2 if count < 50_000 else 5

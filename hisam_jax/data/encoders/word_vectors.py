@@ -17,7 +17,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from hisam_jax.data.encoders.base import Features, absent, describe, scatter
 from hisam_jax.data.encoders.behaviour import Interactions, ppmi
-from hisam_jax.data.encoders.text import MAX_TERMS, RANK_TOLERANCE, item_texts, least_items
+from hisam_jax.data.encoders.text import RANK_TOLERANCE, fit_words, item_texts, training_texts
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_of
 
@@ -63,8 +63,8 @@ class WordVectors:
 
     def encode(self, items: pl.DataFrame, fit_rows: np.ndarray) -> Features:
         texts = item_texts(items)
-        training = [text for text, fit in zip(texts, fit_rows, strict=True) if fit and text.strip()]
-        vectorizer = _fit_vocabulary(training)
+        training = training_texts(texts, fit_rows)
+        vectorizer = fit_words(CountVectorizer, training, binary=True)
         if vectorizer is None:
             return absent(len(items))
         vectors_VD = self._vectors(vectorizer, training)
@@ -90,18 +90,6 @@ class WordVectors:
         size = min(self.dim, len(vectorizer.vocabulary_))
         left_VD, singular_D, _ = randomized_svd(ppmi_VV, size, n_oversamples=32, n_iter=5, random_state=self.seed)
         return left_VD[:, singular_D > RANK_TOLERANCE * singular_D[0]].astype(np.float32)
-
-
-def _fit_vocabulary(texts: list[str]) -> CountVectorizer | None:
-    """Words of at least two items (all of them where there is no such word); None where `texts` hold none."""
-    for least in (least_items(len(texts)), 1):
-        try:
-            return CountVectorizer(binary=True, min_df=least, max_features=MAX_TERMS, token_pattern=r"(?u)\w+").fit(
-                texts
-            )
-        except ValueError:  # scikit-learn's word for an empty vocabulary
-            continue
-    return None
 
 
 def _word_events(vectorizer: CountVectorizer, texts: list[str]) -> Interactions:
