@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.tokenizers import __main__ as command
-from benchmarks.tokenizers import collapse, real, training
+from benchmarks.tokenizers import collapse, mi, planted, real, training
 from hisam_jax.config import build
 from hisam_jax.tokenizer.registry import entry
 
@@ -78,11 +78,11 @@ def test_a_finished_seed_is_not_fitted_again_unless_its_settings_changed(tmp_pat
 def test_cells_of_other_settings_are_removed_and_finished_ones_are_kept(tmp_path):
     cell = tmp_path / "cell"
     spec = real.cell.Spec("dataset", {"name": "random"}, steps=1, window=2, users=3, seed=0)
-    real._claim(cell, spec)
+    real.claim(cell, spec)
     (cell / "result.json").write_text("{}")
-    real._claim(cell, spec)
+    real.claim(cell, spec)
     assert (cell / "result.json").exists()
-    real._claim(cell, real.dataclasses.replace(spec, steps=2))
+    real.claim(cell, real.dataclasses.replace(spec, steps=2))
     assert not (cell / "result.json").exists() and (cell / "spec.json").exists()
 
 
@@ -111,13 +111,13 @@ def test_differences_are_paired_by_user_and_averaged_over_seeds(tmp_path):
             arrays = {f"{head}_{kind}": np.array(rank) for head in real.HEADS for kind in ("masked", "unmasked")}
             np.savez(folder / "predictions.npz", user=np.arange(4), **arrays)
             plan.setdefault(name, []).append(folder)
-    found = real._gather(plan)
-    assert found["dst"]["metrics"]["generation"]["recall@10"]["value"] == 0.25 and "minus_dst" not in found["dst"]
-    assert found["random"]["minus_dst"]["retrieval"]["recall@10"]["value"] == pytest.approx(0.125)
+    found = real.gather(plan)
+    assert found["dst"]["metrics"]["generation"]["recall@10"]["value"] == 0.25 and "minus_base" not in found["dst"]
+    assert found["random"]["minus_base"]["retrieval"]["recall@10"]["value"] == pytest.approx(0.125)
     other = {"user": np.arange(1, 5)} | {k: v for k, v in arrays.items()}
     np.savez(plan["random"][0] / "predictions.npz", **other)
     with pytest.raises(ValueError, match="same users"):
-        real._gather(plan)
+        real.gather(plan)
 
 
 def test_a_part_gets_only_the_options_that_it_takes(tmp_path, monkeypatch):
@@ -137,3 +137,21 @@ def test_the_recorded_command_makes_the_part_anew(tmp_path, monkeypatch):
     module.run = lambda data: {}
     made = command.record("collapse", {"work": tmp_path, "data": tmp_path, "seeds": 3})
     assert made["command"] == "python -m benchmarks.tokenizers --data DIR --only collapse", "it takes no seeds"
+
+
+def test_weights_of_mutual_information_are_compared_seed_by_seed():
+    def entry(seeds, told):
+        metrics = {
+            head: {m: {"value": 0.1, "ci95": [0.0, 0.2]} for m in ("recall@10", "ndcg@10")} for head in real.HEADS
+        }
+        found = {"levels": [{"perplexity": 9.0}], "ami_attributes": {"text/0|category": {"value": told}}}
+        by_seed = [{head: {m: value for m in ("recall@10", "ndcg@10")} for head in real.HEADS} for value in seeds]
+        cells = [{"diagnostics": found}] * len(seeds)
+        return {"metrics": metrics, "minus_base": metrics, "by_seed": by_seed, "cells": cells}
+
+    seeds = {str(seed): {f"{g}/0": dict.fromkeys(planted.FACTORS, 0.5) for g in planted.WANTED} for seed in range(2)}
+    of = {"0.0": entry([0.3, 0.1], 0.7), "0.5": entry([0.2, 0.1], 0.2)}
+    page = mi.markdown({"planted": {"0.0": seeds}, "downstream": {"1": of}, "default": "0.5"})
+    half = 12.706 * np.std([0.1, 0.0], ddof=1) / 2**0.5
+    assert f"over seeds ± {half:.4f}" in page and "| 0.0 - 0.5 |" in page and "| 0.5 - 0.5 |" not in page
+    assert "| 0.5 | 2 | 0.200 | 9 |" in page and "0.500 ± 0.000" in page

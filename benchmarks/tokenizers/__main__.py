@@ -24,8 +24,8 @@ from benchmarks.common import RESULTS, processor, today, versions
 from benchmarks.tokenizers import tables
 from hisam_jax.files import atomic_write
 
-PARTS = ("planted", "real", "collapse", "kmeans", "ids", "training")
-NEED_DATA = ("real", "collapse")
+PARTS = ("planted", "real", "mi", "collapse", "kmeans", "ids", "training")
+NEED_DATA = ("real", "mi", "collapse")
 
 
 def main() -> None:

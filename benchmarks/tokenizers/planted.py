@@ -60,6 +60,15 @@ def run(work: Path, datasets: Path, quick: bool = False) -> dict[str, Any]:
     return {"seeds": seeds, "cells": cells}
 
 
+def over_seeds(
+    variant: tuple[str, dict[str, str], str], seeds: Sequence[int], work: Path, datasets: Path, quick: bool
+) -> dict[str, Any]:
+    """Seed -> what each code of one variant tells; finished cells under `work` are not run again."""
+    name = f"planted {variant[1]}".translate(str.maketrans({c: "_" for c in " {}':,."}))
+    bar = progress(seeds, description="planted", unit="fit")
+    return {str(seed): _cell(variant, seed, work / name, datasets, quick) for seed in bar}
+
+
 def _cell(variant: tuple[str, dict[str, str], str], seed: int, work: Path, datasets: Path, quick: bool) -> Any:
     tokenizer, overrides, encoder = variant
     steps = {f"{tokenizer}.steps": "20"} if quick and tokenizer in ("dst", "rqvae") else {}
@@ -145,22 +154,22 @@ def markdown(result: Mapping[str, Any]) -> str:
             rows.append([name, *["no such code"] * (len(labels) + 1)])
         else:
             leak, value = worst_leak(seeds)
-            rows.append([name, *(_mean(told[label]) for label in labels), f"{value:.3f} {leak}"])
+            rows.append([name, *(mean(told[label]) for label in labels), f"{value:.3f} {leak}"])
     parts = [INTRODUCTION, table(("tokenizer", *labels, "worst leak"), rows)]
     rows = [
-        [name, code, *(_mean([seed[code][factor] for seed in seeds.values()]) for factor in FACTORS)]
+        [name, code, *(mean([seed[code][factor] for seed in seeds.values()]) for factor in FACTORS)]
         for name, seeds in cells.items()
         for code in next(iter(seeds.values()))
     ]
     return "\n".join([*parts, "Every code:\n", table(("tokenizer", "code", *FACTORS), rows)])
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def mean(values: Sequence[float | None]) -> str:
     """Mean and 95 % t-interval."""
     if any(value is None for value in values):
         return "-"
-    mean = float(np.mean(values))
+    middle = float(np.mean(values))
     if len(values) < 2:
-        return f"{mean:.3f}"
+        return f"{middle:.3f}"
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{middle:.3f} ± {half:.3f}"

@@ -65,9 +65,9 @@ def run(work: Path, data: Path, datasets: Path, quick: bool = False, seeds: int 
     folders = {name: prepared(name, data, datasets) for name in (QUICK_SETS if quick else SETS)}
     plans = {name: _plan(name, folder, work / name, quick, seeds) for name, folder in folders.items()}
     every = [cell_ for plan in plans.values() for cells in plan.values() for cell_ in cells]
-    _run_side_by_side([folder for folder in every if not (folder / "result.json").is_file()])
+    run_side_by_side(every)
     sets = {
-        name: {"title": SETS[name].title, **_dataset(folders[name]), "tokenizers": _gather(plan)}
+        name: {"title": SETS[name].title, **_dataset(folders[name]), "tokenizers": gather(plan)}
         for name, plan in plans.items()
     }
     return {"seeds": list(range(seeds)), "sets": sets}
@@ -79,7 +79,7 @@ def _plan(name: str, dataset: Path, work: Path, quick: bool, seeds: int) -> dict
     for variant in _variants(dataset, quick):
         for seed in range(seeds):
             folder = work / variant.replace(" ", "_") / str(seed)
-            _claim(folder, _spec(dataset, name, VARIANTS[variant], seed, quick))
+            claim(folder, spec_of(dataset, name, VARIANTS[variant], seed, quick))
             plan.setdefault(variant, []).append(folder)
     return plan
 
@@ -90,7 +90,8 @@ def _variants(dataset: Path, quick: bool) -> list[str]:
     return ["dst", "random"] if quick else able
 
 
-def _spec(dataset: Path, name: str, variant: Variant, seed: int, quick: bool) -> cell.Spec:
+def spec_of(dataset: Path, name: str, variant: Variant, seed: int, quick: bool) -> cell.Spec:
+    """The cell of a variant on the set called `name`."""
     overrides = dict(variant.overrides)
     if variant.config in BY_STEPS:
         overrides[f"{variant.config}.steps"] = str(SETS[name].tokenizer_steps)
@@ -100,14 +101,16 @@ def _spec(dataset: Path, name: str, variant: Variant, seed: int, quick: bool) ->
     return cell.Spec(str(dataset.absolute()), config, steps, SETS[name].window, users, seed)
 
 
-def _claim(folder: Path, spec: cell.Spec) -> None:
+def claim(folder: Path, spec: cell.Spec) -> None:
+    """Makes `folder` the cell of `spec`; what another spec left there is removed."""
     wanted, file = json.dumps(dataclasses.asdict(spec), indent=1), folder / "spec.json"
     if folder.is_dir() and (not file.is_file() or file.read_text() != wanted):
         shutil.rmtree(folder)
     atomic_write(file, wanted)
 
 
-def _run_side_by_side(folders: Iterable[Path]) -> None:
+def run_side_by_side(folders: Iterable[Path]) -> None:
+    """Runs the cells that have no result yet, one on each core."""
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
     for core in range(os.cpu_count() or 1):
         cores.put(core)
@@ -120,7 +123,7 @@ def _run_side_by_side(folders: Iterable[Path]) -> None:
             cores.put(core)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done in [pool.submit(one, folder) for folder in folders]:
+        for done in [pool.submit(one, folder) for folder in folders if not (folder / "result.json").is_file()]:
             done.result()
 
 
@@ -130,8 +133,8 @@ def _dataset(folder: Path) -> dict[str, Any]:
     return kept | {"split_checksum": manifest["split"]["checksum"]}
 
 
-def _gather(cells: Mapping[str, list[Path]]) -> dict[str, Any]:
-    """Tokenizer -> what each seed's codes tell, metrics averaged over seeds, and paired differences from dst."""
+def gather(cells: Mapping[str, list[Path]], base: str = "dst") -> dict[str, Any]:
+    """Variant -> what each seed's codes tell, metrics averaged over seeds, and paired differences from `base`."""
     bootstrap, values = Bootstrap(resamples=1000, seed=0), {}
     for variant, folders in cells.items():
         values[variant] = [_user_values(folder) for folder in folders]
@@ -143,13 +146,17 @@ def _gather(cells: Mapping[str, list[Path]]) -> dict[str, Any]:
             "cells": [json.loads((folder / "result.json").read_text()) for folder in folders],
             "scored_users": len(users_T),
             "metrics": metrics,
+            "by_seed": [
+                {head: {name: float(of.mean()) for name, of in by_head[head].items()} for head in HEADS}
+                for _, by_head in values[variant]
+            ],
         }
-        if variant != "dst":
-            other_T, base = _mean_over_seeds(values["dst"])
+        if variant != base:
+            other_T, theirs = _mean_over_seeds(values[base])
             if not np.array_equal(users_T, other_T):
-                raise ValueError(f"{variant} and dst did not score the same users")
-            found[variant]["minus_dst"] = {
-                head: intervals.difference_of_means(ours[head], base[head], users_T, bootstrap) for head in HEADS
+                raise ValueError(f"{variant} and {base} did not score the same users")
+            found[variant]["minus_base"] = {
+                head: intervals.difference_of_means(ours[head], theirs[head], users_T, bootstrap) for head in HEADS
             }
     return found
 

@@ -149,8 +149,8 @@ def _downstream(tokenizers: Figures) -> str:
 def _differences(tokenizers: Figures) -> str:
     header = ("paired", *(f"{head} {metric}" for head, metric in METRICS))
     rows = [
-        [f"{name} - dst", *(interval(entry["minus_dst"][head][metric]) for head, metric in METRICS)]
+        [f"{name} - dst", *(interval(entry["minus_base"][head][metric]) for head, metric in METRICS)]
         for name, entry in tokenizers.items()
-        if "minus_dst" in entry
+        if "minus_base" in entry
     ]
     return table(header, rows)

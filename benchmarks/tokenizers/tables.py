@@ -8,6 +8,7 @@ from typing import Any
 QUESTIONS = {
     "planted": "Planted truth: does each code tell what it should, and nothing else?",
     "real": "Real data: what do the codes tell, and what does one model make of them?",
+    "mi": "Mutual information: what does its weight buy, and what does it cost downstream?",
     "collapse": "No collapse: is every level in use, whatever the seed?",
     "kmeans": "k-means: how fast is it beside faiss?",
     "ids": "IDs for a million items: how fast, in how much memory?",
