@@ -1,0 +1,117 @@
+"""Anchor attention in Pallas Mosaic GPU (`plgpu.kernel`: wgmma and TMA, Hopper and newer).
+
+bfloat16 only, as `wgmma` multiplies float32 no better than in TF32; head width 64 or 128. Rows are the tokens of a batch
+entry in order, padded to whole tiles; grouped key/value heads are never repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from hisam_jax.kernels.anchor_attention import gpu_backward, gpu_forward, gpu_plan, gpu_tile
+from hisam_jax.kernels.anchor_attention.core import Implementation, Inputs, Rule
+from hisam_jax.kernels.anchor_attention.gpu_tile import HALF, LOG2_E, ROWS
+from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
+
+WIDTHS = (64, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a kernel is compiled for.
+
+    Attributes:
+        tokens: of an item.
+        window: of the rule.
+        group: query heads a key/value head serves.
+        block: anchors of a block.
+        scale: of scores, in bits.
+        own_steps: tiles of 64 keys that the items of 64 rows touch: 2 where items cross the tiles' edges.
+    """
+
+    tokens: int
+    window: int | None
+    group: int
+    block: int
+    scale: float
+    own_steps: int
+
+
+@contextlib.contextmanager
+def interpreted(**params):
+    """Kernels traced within run on the CPU, for their values; needs the interpreter of jax 0.12.
+
+    Raises:
+        NotImplementedError: this jax has none.
+    """
+    if not hasattr(plgpu, "force_gpu_interpret_mode"):
+        raise NotImplementedError(f"jax {jax.__version__} does not interpret Mosaic GPU kernels: 0.12 does")
+    token = gpu_tile.in_place.set(False)
+    try:
+        with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(**params)):
+            yield
+    finally:
+        gpu_tile.in_place.reset(token)
+
+
+def tiles(sizes: Sizes) -> Tiles:
+    """Tile sizes that fit registers and shared memory of an H100; rows come in 128s, whatever the items' size."""
+    items = -(-ROWS // sizes.tokens)
+    anchors = ROWS if sizes.anchors > HALF else HALF
+    return Tiles(items, anchors, items, HALF)
+
+
+def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
+    """See `core`.
+
+    Raises:
+        NotImplementedError: a dtype or head width that the kernel does not take.
+    """
+    problem = _problem(x, rule, tiles.anchors)
+    arrays, marks_B2R, segment_BM = _prepare(x, rule, problem.block)
+    order = gpu_plan.order_of_visits(*gpu_plan.visits(marks_B2R, segment_BM, rule, ROWS, problem.block))
+    out_BRHD, lse_BHR = gpu_forward.attend(*arrays, marks_B2R, segment_BM, order, problem)
+    return _by_item(x, out_BRHD), _by_item(x, rearrange(lse_BHR, "b h r -> b r h"))
+
+
+def _problem(x: Inputs, rule: Rule, anchors: int) -> Problem:
+    width, tokens, group = x.q_BNTHD.shape[4], x.q_BNTHD.shape[2], x.q_BNTHD.shape[3] // x.k_BNTGD.shape[3]
+    if x.q_BNTHD.dtype != jnp.bfloat16:
+        raise NotImplementedError(f"the gpu kernel takes bfloat16, not {x.q_BNTHD.dtype}: wgmma has no exact float32")
+    if width not in WIDTHS:
+        raise NotImplementedError(f"the gpu kernel takes head widths of 64 and 128, not {width}")
+    if tokens > HALF:
+        raise NotImplementedError(f"the gpu kernel takes items of at most {HALF} tokens, not {tokens}")
+    block = HALF if anchors <= HALF else ROWS
+    return Problem(tokens, rule.window, group, block, width**-0.5 * LOG2_E, 1 if HALF % tokens == 0 else 2)
+
+
+def _prepare(x: Inputs, rule: Rule, block: int):
+    """The five arrays by rows and in whole tiles, the marks of rows, and the anchors' segments."""
+    rows = [_padded(rearrange(part, "b n t h d -> b (n t) h d"), ROWS) for part in x[:3]]
+    anchors = [_padded(part, block) for part in x[3:5]]
+    segment_BM = _padded(x.anchor_segment_BM.astype(jnp.int32), block)
+    return (*rows, *anchors), gpu_plan.row_marks(x, rule, rows[0].shape[1]), segment_BM
+
+
+def _padded(array, multiple: int):
+    excess = -array.shape[1] % multiple
+    return jnp.pad(array, ((0, 0), (0, excess), *((0, 0),) * (array.ndim - 2))) if excess else array
+
+
+def _by_item(x: Inputs, rows):
+    items, tokens = x.q_BNTHD.shape[1:3]
+    return rearrange(rows[:, : items * tokens], "b (n t) ... -> b n t ...", t=tokens)
+
+
+def backward(x, lse_BNTH, d_out_BNTHD, delta_BNTH, rule: Rule, tiles: Tiles):
+    raise NotImplementedError
+
+
+IMPLEMENTATION = Implementation("gpu", forward, backward, tiles)
