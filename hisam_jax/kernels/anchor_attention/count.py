@@ -30,18 +30,18 @@ def local_pairs(items: int, tokens: int) -> int:
     return items * tokens * (tokens + 1) // 2
 
 
-def anchor_pairs(items: int, tokens: int, anchors: int, rule: Rule) -> int:
-    """Pairs of a query token and an earlier item's anchor, in one segment; a `rule.first` of None: the last items."""
-    first = anchors - items if rule.first is None else rule.first
+def anchor_pairs(items: int, tokens: int, anchors: int, rule: Rule, first: int | None = None) -> int:
+    """Pairs of a query token and an earlier item's anchor, in one segment; without `first`, of the last items."""
+    first = anchors - items if first is None else first
     item_N = first + np.arange(items, dtype=np.int64)
     start_N = np.zeros_like(item_N) if rule.window is None else np.maximum(item_N - rule.window, 0)
     read_N = np.maximum(np.minimum(item_N, anchors) - start_N, 0)
     return int(read_N.sum()) * (tokens - 1 if rule.strict else tokens)
 
 
-def allowed_pairs(items: int, tokens: int, anchors: int, rule: Rule) -> int:
+def allowed_pairs(items: int, tokens: int, anchors: int, rule: Rule, first: int | None = None) -> int:
     """Query-key pairs that one head of one row reads when all items are of one segment."""
-    return local_pairs(items, tokens) + anchor_pairs(items, tokens, anchors, rule)
+    return local_pairs(items, tokens) + anchor_pairs(items, tokens, anchors, rule, first)
 
 
 def forward_work(batch: int, sizes: Sizes, rule: Rule) -> Work:
