@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from hisam_jax.kernels.anchor_attention import gpu_backward, gpu_forward, gpu_plan, gpu_tile
+from hisam_jax.kernels.anchor_attention import gpu_backward, gpu_backward_anchors, gpu_forward, gpu_plan, gpu_tile
 from hisam_jax.kernels.anchor_attention.core import Implementation, Inputs, Rule
 from hisam_jax.kernels.anchor_attention.gpu_tile import HALF, LOG2_E, ROWS
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
@@ -94,10 +94,14 @@ def _problem(x: Inputs, rule: Rule, anchors: int) -> Problem:
 
 def _prepare(x: Inputs, rule: Rule, block: int):
     """The five arrays by rows and in whole tiles, the marks of rows, and the anchors' segments."""
-    rows = [_padded(rearrange(part, "b n t h d -> b (n t) h d"), ROWS) for part in x[:3]]
+    rows = [_by_row(part) for part in x[:3]]
     anchors = [_padded(part, block) for part in x[3:5]]
     segment_BM = _padded(x.anchor_segment_BM.astype(jnp.int32), block)
     return (*rows, *anchors), gpu_plan.row_marks(x, rule, rows[0].shape[1]), segment_BM
+
+
+def _by_row(part):
+    return _padded(part.reshape(part.shape[0], -1, *part.shape[3:]), ROWS)
 
 
 def _padded(array, multiple: int):
@@ -110,8 +114,35 @@ def _by_item(x: Inputs, rows):
     return rearrange(rows[:, : items * tokens], "b (n t) ... -> b n t ...", t=tokens)
 
 
-def backward(x, lse_BNTH, d_out_BNTHD, delta_BNTH, rule: Rule, tiles: Tiles):
-    raise NotImplementedError
+def backward(x: Inputs, lse_BNTH, d_out_BNTHD, delta_BNTH, rule: Rule, tiles: Tiles):
+    """See `core`: one kernel for queries, one for the items' own tokens, one for anchors.
+
+    Raises:
+        NotImplementedError: a dtype or head width that the kernels do not take.
+    """
+    problem = _problem(x, rule, HALF if x.q_BNTHD.shape[-1] > HALF else tiles.backward_anchors)
+    arrays, marks_B2R, segment_BM = _prepare(x, rule, gpu_backward_anchors.BLOCK)
+    d_out_BRHD = _by_row(d_out_BNTHD)
+    stats_BH3R = _stats(lse_BNTH, delta_BNTH, marks_B2R)
+    order = gpu_plan.order_of_visits(*gpu_plan.visits(marks_B2R, segment_BM, rule, ROWS, problem.block))
+    d_q = gpu_backward.queries(arrays, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order, problem)
+    d_k, d_v = gpu_backward.own_tokens(*arrays[:3], d_out_BRHD, stats_BH3R, problem)
+    some, every = gpu_plan.visits(marks_B2R, segment_BM, rule, HALF, gpu_backward_anchors.BLOCK)
+    order = gpu_plan.order_of_visits(some.swapaxes(1, 2), every.swapaxes(1, 2))
+    d_anchors = gpu_backward_anchors.anchors(
+        arrays[0], *arrays[3:], d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order, problem
+    )
+    count = x.anchor_k_BMGD.shape[1]
+    d_anchors = (part[:, :count].astype(x.q_BNTHD.dtype) for part in d_anchors)
+    return (*(_by_item(x, part) for part in (d_q, d_k, d_v)), *d_anchors)
+
+
+def _stats(lse_BNTH, delta_BNTH, marks_B2R):
+    """float32 `[B, H, 3, R]`, see `gpu_backward`."""
+    lse_BHR, delta_BHR = (rearrange(_by_row(part), "b r h -> b h r") for part in (lse_BNTH * LOG2_E, delta_BNTH))
+    limit_B1R, segment_B1R = marks_B2R[:, :1], marks_B2R[:, 1:]
+    own_BHR, far_BHR = (jnp.where(reads > 0, lse_BHR, gpu_tile.NEVER) for reads in (segment_B1R, limit_B1R))
+    return jnp.stack([own_BHR, far_BHR, delta_BHR], axis=2)
 
 
 IMPLEMENTATION = Implementation("gpu", forward, backward, tiles)

@@ -16,11 +16,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from hisam_jax.kernels.anchor_attention import gpu_stream as stream
 from hisam_jax.kernels.anchor_attention import gpu_tile as tiled
 from hisam_jax.kernels.anchor_attention.core import MASKED
 from hisam_jax.kernels.anchor_attention.gpu_tile import HALF, LOG2_E, NEVER, ROWS
-
-SLOTS = 2
 
 
 def attend(q_BRHD, k_BRGD, v_BRGD, anchor_k_BMGD, anchor_v_BMGD, marks_B2R, segment_BM, order_BX4, problem):
@@ -40,78 +39,38 @@ def attend(q_BRHD, k_BRGD, v_BRGD, anchor_k_BMGD, anchor_v_BMGD, marks_B2R, segm
 
 
 def _scratch(width: int, block: int) -> dict:
-    both = functools.partial(plgpu.Barrier, num_arrivals=2)
     return dict(
+        **stream.scratch(width, block),
         q_smem=tiled.matrix_scratch((2, HALF, width)),
-        k_smem=tiled.matrix_scratch((SLOTS, ROWS, width)),
-        v_smem=tiled.matrix_scratch((SLOTS, ROWS, width)),
-        segment_smem=plgpu.SMEM((SLOTS, block), jnp.int32),
-        limit_smem=plgpu.SMEM((2, HALF), jnp.int32),
-        row_segment_smem=plgpu.SMEM((2, HALF), jnp.int32),
+        marks_smem=plgpu.SMEM((2, 2, HALF), jnp.int32),
         lse_smem=plgpu.SMEM((2, HALF), jnp.float32),
         q_ready=plgpu.Barrier(num_barriers=2, num_arrivals=3),
-        k_ready=both(num_barriers=SLOTS),
-        v_ready=plgpu.Barrier(num_barriers=SLOTS),
-        k_free=both(num_barriers=SLOTS),
-        v_free=both(num_barriers=SLOTS),
-        turn=both(),
+        turn=plgpu.Barrier(num_arrivals=2),
     )
 
 
 def _program(problem, q, k, v, anchor_k, anchor_v, marks, segment, order, out, lse, **scratch):
-    at = SimpleNamespace(**{name: lax.axis_index(name) for name in ("batch", "heads", "warpgroup")})
-    at.tile = q.shape[1] // ROWS - 1 - lax.axis_index("tiles")  # the longest first
-    at.total = order[at.batch, at.tile, 3]
-    s = SimpleNamespace(**scratch)
+    at, s = stream.place(q.shape[1], order), SimpleNamespace(**scratch)
 
     @pl.when(at.warpgroup < 2)
     def _():
         plgpu.set_max_registers(232, action="increase")
-        at.row = at.tile * ROWS + at.warpgroup * HALF
         _compute(problem, at, s, q, marks, order, out, lse)
 
     @pl.when(at.warpgroup == 2)
     def _():
         plgpu.set_max_registers(40, action="decrease")
-        _stream(problem, at, s, k, v, anchor_k, anchor_v, segment, order)
-
-
-def _stream(problem, at, s, k, v, anchor_k, anchor_v, segment, order) -> None:
-    """The rows' own keys and values, then blocks of anchors, into slots in turn."""
-    head = lax.div(at.heads, jnp.int32(problem.group))
-
-    def fetch(source_k, source_v, first, size, block, slot):
-        where = (at.batch, pl.ds(first, size), head)
-        marks = segment.at[at.batch, pl.ds(block * problem.block, problem.block)]
-        plgpu.copy_gmem_to_smem(source_k.at[where], s.k_smem.at[slot, pl.ds(0, size)], s.k_ready.at[slot])
-        plgpu.copy_gmem_to_smem(marks, s.segment_smem.at[slot], s.k_ready.at[slot])
-        plgpu.copy_gmem_to_smem(source_v.at[where], s.v_smem.at[slot, pl.ds(0, size)], s.v_ready.at[slot])
-
-    fetch(k, v, at.tile * ROWS, ROWS, 0, 0)
-    if problem.own_steps == 2:
-        fetch(k, v, jnp.maximum(at.tile * ROWS - HALF, 0), HALF, 0, 1)
-
-    @pl.loop(0, at.total)
-    def _(step):
-        slot = lax.rem(step + problem.own_steps, jnp.int32(SLOTS))
-
-        @pl.when(step + problem.own_steps >= SLOTS)
-        def _():
-            plgpu.barrier_wait(s.k_free.at[slot])
-            plgpu.barrier_wait(s.v_free.at[slot])
-
-        block = tiled.visit(order, (at.batch, at.tile), step)
-        fetch(anchor_k, anchor_v, block * problem.block, problem.block, block, slot)
+        stream.fill(problem, at, s, k, v, anchor_k, anchor_v, segment, order)
 
 
 def _compute(problem, at, s, q, marks, order, out, lse) -> None:
     mine, wg = pl.ds(at.row, HALF), at.warpgroup
     q_smem, lse_smem = s.q_smem.at[wg], s.lse_smem.at[wg]
     plgpu.copy_gmem_to_smem(q.at[at.batch, mine, at.heads], q_smem, s.q_ready.at[wg])
-    plgpu.copy_gmem_to_smem(marks.at[at.batch, 0, mine], s.limit_smem.at[wg], s.q_ready.at[wg])
-    plgpu.copy_gmem_to_smem(marks.at[at.batch, 1, mine], s.row_segment_smem.at[wg], s.q_ready.at[wg])
+    for number in range(2):
+        plgpu.copy_gmem_to_smem(marks.at[at.batch, number, mine], s.marks_smem.at[wg, number], s.q_ready.at[wg])
     plgpu.barrier_wait(s.q_ready.at[wg])
-    limit_R, segment_R = tiled.by_row(s.limit_smem.at[wg]), tiled.by_row(s.row_segment_smem.at[wg])
+    limit_R, segment_R = (tiled.by_row(s.marks_smem.at[wg, number]) for number in range(2))
 
     carry = tiled.zeros(HALF, q.shape[-1]), tiled.full_by_row(MASKED), tiled.full_by_row(0.0)
     carry = _own_items(problem, at, s, q_smem, carry)
@@ -145,20 +104,10 @@ def _softmax(scores_RC, carry, scale, reads_R=None):
 
 
 def _own_items(problem, at, s, q_smem, carry):
-    """Keys of 64 rows at a time: the warpgroup's own, then those before them if items begin there."""
-    for step in range(problem.own_steps):
-        plgpu.barrier_wait(s.k_ready.at[step])
-        plgpu.barrier_wait(s.v_ready.at[step])
-        slot, begin = (0, at.warpgroup * HALF) if step == 0 else (1 - at.warpgroup, 0)
-        keys = s.k_smem.at[slot, pl.ds(begin, HALF)]
-        values = s.v_smem.at[slot, pl.ds(begin, HALF)]
-        mask_RC = tiled.local_mask(at.row, at.row - step * HALF, problem.tokens, HALF)
+    for keys, values, mask_RC in stream.own_items(problem, at, s):
         scores_RC = tiled.product(q_smem, tiled.transposed(keys))
         weights_RC, (out_RD, top_R, sum_R) = _softmax(jnp.where(mask_RC, scores_RC, MASKED), carry, problem.scale)
         carry = tiled.add_product(out_RD, weights_RC.astype(jnp.bfloat16), values), top_R, sum_R
-    for step in range(problem.own_steps):
-        plgpu.barrier_arrive(s.k_free.at[step])
-        plgpu.barrier_arrive(s.v_free.at[step])
     return carry
 
 
@@ -170,7 +119,7 @@ def _anchors(problem, at, s, q_smem, order, limit_R, segment_R, carry):
         plgpu.barrier_wait(s.turn)
 
     def step(number, carry, masked):
-        slot = lax.rem(number + problem.own_steps, jnp.int32(SLOTS))
+        slot = stream.slot_of(problem, number)
         plgpu.barrier_wait(s.k_ready.at[slot])
 
         def multiply(acc):
@@ -180,9 +129,7 @@ def _anchors(problem, at, s, q_smem, order, limit_R, segment_R, carry):
 
         scores_RC = pl.run_scoped(multiply, plgpu.ACC((HALF, problem.block), jnp.float32))
         if masked:
-            block = tiled.visit(order, (at.batch, at.tile), number)
-            keys_C = tiled.by_column(s.segment_smem.at[slot])
-            mask_RC = tiled.anchor_mask(limit_R, segment_R, keys_C, block * problem.block, problem.window)
+            mask_RC = stream.mask_of(problem, at, s, order, number, limit_R, segment_R)
             scores_RC = jnp.where(mask_RC, scores_RC, MASKED)
         plgpu.barrier_arrive(s.k_free.at[slot])
         weights_RC, (out_RD, top_R, sum_R) = _softmax(scores_RC, carry, problem.scale, None if masked else limit_R > 0)

@@ -31,6 +31,11 @@ def matrix_scratch(shape) -> plgpu.SMEM:
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
 
 
+def float_scratch(shape) -> plgpu.SMEM:
+    """float32 shared memory in a form that TMA reads."""
+    return plgpu.SMEM(shape, jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)))
+
+
 def by_row(ref) -> jax.Array:
     """A vector of 64 in shared memory, one value a row of scores."""
     return plgpu.layout_cast(ref[...], plgpu.Layout.WGMMA.reduce(1))
@@ -115,12 +120,29 @@ def local_mask(query_first, key_first, tokens: int, columns: int, *, queries_in:
     return (key <= query) & (key >= begins)
 
 
-def anchor_mask(limit_R, segment_R, segment_C, first, window: int | None) -> jax.Array:
-    """bool tile of scores: rows are queries with their marks, columns the anchors from position `first` on."""
-    rows, columns = limit_R.shape[0], segment_C.shape[0]
-    anchor_RC = first + numbers((rows, columns), 1)
-    limit_RC = along_rows(limit_R, columns)
-    mask_RC = (anchor_RC < limit_RC) & (along_rows(segment_R, columns) == along_columns(segment_C, rows))
+def anchor_mask(limit, row_segment, anchor, segment, window: int | None) -> jax.Array:
+    """bool tile of scores from tiles of the rows' marks and of the anchors' positions and segments."""
+    mask = (anchor < limit) & (row_segment == segment)
     if window is not None:
-        mask_RC &= anchor_RC >= limit_RC - window
-    return mask_RC
+        mask &= anchor >= limit - window
+    return mask
+
+
+def key_gradients(problem, keys, values, queries, mask_CR, carry):
+    """`(d_k_CD, d_v_CD)` after 64 queries joined; d_k still wants the scale.
+
+    Args:
+        keys, values: 64 keys in shared memory.
+        queries: `q_smem`, `d_out_smem`, `lse_smem` in bits and `delta_smem` of the queries.
+        mask_CR: which key (row) is read by which query (column); None for what the log-sum-exp leaves.
+        carry: gradients so far.
+    """
+    d_k_CD, d_v_CD = carry
+    scores_CR = product(keys, transposed(queries.q_smem))
+    weights_CR = jnp.exp2(scores_CR * problem.scale - along_columns(by_column(queries.lse_smem), HALF))
+    if mask_CR is not None:
+        weights_CR = jnp.where(mask_CR, weights_CR, 0.0)
+    d_v_CD = add_product(d_v_CD, weights_CR.astype(jnp.bfloat16), queries.d_out_smem)
+    d_weights_CR = product(values, transposed(queries.d_out_smem))
+    d_scores_CR = weights_CR * (d_weights_CR - along_columns(by_column(queries.delta_smem), HALF))
+    return add_product(d_k_CD, d_scores_CR.astype(jnp.bfloat16), queries.q_smem), d_v_CD
