@@ -1,27 +1,30 @@
-"""Both forms of anchor attention agree in values and gradients, and the mask is the one that the paper states."""
+"""Anchor attention: the mask is the one that the paper states, and every implementation computes it."""
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_fixtures import Case, check, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hisam_jax.errors import UserError
-from hisam_jax.kernels.anchor_attention import anchor_attention, attend_to_context, xla
-from hisam_jax.kernels.anchor_attention.reference import anchor_mask, masked_attention
+from hisam_jax.kernels.anchor_attention import Tiles, anchor_attention, api, attend_to_context, core, reference
+from hisam_jax.kernels.anchor_attention.core import Inputs, Rule
 from hisam_jax.kernels.flat_attention import flat_attention
 
+SMALL = Tiles(4, 7, 3, 8)
+RULES = {"all": Rule(), "strict": Rule(strict=True), "window": Rule(window=7), "strict window": Rule(True, 3)}
 
-def _inputs(seed, batch, items, tokens, heads, groups, width, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    q = jax.random.normal(keys[0], (batch, items, tokens, heads, width), dtype)
-    k, v = (jax.random.normal(key, (batch, items, tokens, groups, width), dtype) for key in keys[1:])
-    rng = np.random.default_rng(seed)
-    starts = rng.random((batch, items)) < 0.2
-    segments = np.cumsum(starts, axis=1) + 1
-    real = rng.integers(0, items + 1, size=batch)
-    return q, k, v, jnp.asarray(np.where(np.arange(items) < real[:, None], segments, 0), jnp.int32)
+
+def public(x: Inputs, cached: int = 0, **options):
+    """The public function on a problem whose first `cached` anchors are a cache."""
+    if cached:
+        options |= {"cached_k": x.anchor_k_BMGD[:, :cached], "cached_v": x.anchor_v_BMGD[:, :cached]}
+        options["cached_segment_ids"] = x.anchor_segment_BM[:, :cached]
+    return anchor_attention(*x[:3], segment_ids=x.segment_BN, **options)
 
 
 def _naive_mask(segments_N, tokens, strict):
@@ -41,107 +44,149 @@ def _naive_mask(segments_N, tokens, strict):
 @pytest.mark.parametrize("tokens", [2, 3, 5])
 def test_mask_is_the_rule_read_pair_by_pair(strict, tokens):
     segments = np.array([[1, 1, 2, 2, 2, 0], [3, 3, 3, 3, 3, 3], [0, 0, 0, 0, 0, 0]], np.int32)
-    mask = np.asarray(anchor_mask(jnp.asarray(segments), tokens, strict=strict))
+    mask = np.asarray(reference.anchor_mask(jnp.asarray(segments), tokens, strict=strict))
     for row, segments_N in enumerate(segments):
         np.testing.assert_array_equal(mask[row], _naive_mask(segments_N, tokens, strict))
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_reference_is_the_rule_read_pair_by_pair(rule):
+    case = Case(items=6, tokens=3, cached=5, heads=4, kv_heads=2, width=4, batch=3, rule=rule, seed=3)
+    x = make(case)
+    out, lse = reference.attend(x, rule)
+    q, k, v, anchor_k, anchor_v, segment_BN, segment_BM = (np.asarray(part, np.float64) for part in x[:7])
+    for b, n, t, h in np.ndindex(*out.shape[:4]):
+        keys, values = [], []
+        if segment_BN[b, n] > 0:
+            keys, values = list(k[b, n, : t + 1, h // 2]), list(v[b, n, : t + 1, h // 2])
+            for m in range(case.cached + n):
+                near = rule.window is None or case.cached + n - m <= rule.window
+                if segment_BM[b, m] == segment_BN[b, n] and near and not (rule.strict and t == 2):
+                    keys.append(anchor_k[b, m, h // 2])
+                    values.append(anchor_v[b, m, h // 2])
+        if not keys:
+            assert not np.asarray(out[b, n, t, h]).any() and lse[b, n, t, h] == -np.inf
+            continue
+        scores = np.array(keys) @ q[b, n, t, h] / 2
+        weights = np.exp(scores - scores.max())
+        np.testing.assert_allclose(out[b, n, t, h], weights @ np.array(values) / weights.sum(), atol=1e-5)
+        np.testing.assert_allclose(lse[b, n, t, h], np.log(weights.sum()) + scores.max(), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("cached", [0, 11])
+@pytest.mark.parametrize("tokens", [2, 5, 17])
+def test_xla_is_the_reference(tokens, cached, rule):
+    check(api.load("xla"), Case(items=23, tokens=tokens, heads=4, cached=cached, batch=3, rule=rule), SMALL)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (3, 1), (4, 4)])
+def test_xla_with_other_numbers_of_heads(heads):
+    check(api.load("xla"), Case(items=13, tokens=8, heads=heads[0], kv_heads=heads[1], cached=2), SMALL)
+
+
+@settings(max_examples=12, deadline=None)
 @given(
-    seed=st.integers(0, 99),
-    items=st.integers(1, 11),
-    tokens=st.integers(2, 6),
-    heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]),
-    strict=st.booleans(),
-    chunk=st.integers(1, 12),
+    case=st.builds(
+        Case,
+        items=st.integers(1, 21),
+        tokens=st.integers(2, 6),
+        heads=st.just(4),
+        kv_heads=st.sampled_from([1, 2, 4]),
+        width=st.sampled_from([8, 12]),
+        batch=st.integers(1, 3),
+        cached=st.integers(0, 9),
+        segments=st.sampled_from(["one", "packed"]),
+        rule=st.builds(Rule, strict=st.booleans(), window=st.none() | st.integers(0, 25)),
+        dtype=st.sampled_from(["float32", "bfloat16"]),
+        seed=st.integers(0, 99),
+    ),
+    chunk=st.integers(1, 22),
+    block=st.integers(1, 22),
 )
-def test_forms_agree_in_values_and_gradients(seed, items, tokens, heads, strict, chunk):
-    q, k, v, segments = _inputs(seed, 2, items, tokens, *heads, 8)
-
-    def loss(implementation, q, k, v):
-        if implementation == "xla":
-            out = xla.anchor_attention(q, k, v, segments, strict=strict, chunk=chunk)
-        else:
-            out = anchor_attention(q, k, v, segment_ids=segments, strict=strict, implementation="reference")
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
-
-    both = jax.jit(jax.value_and_grad(loss, (1, 2, 3), has_aux=True), static_argnums=0)
-    (_, got), got_grad = both("xla", q, k, v)
-    (_, want), want_grad = both("reference", q, k, v)
-    np.testing.assert_allclose(got, want, atol=2e-6)
-    for one, other in zip(got_grad, want_grad, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+def test_xla_is_the_reference_whatever_the_shape(case, chunk, block):
+    check(api.load("xla"), case, Tiles(chunk, block, chunk, block))
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_forms_agree_over_many_chunks_and_bands(strict):
-    q, k, v, segments = _inputs(5, 2, 83, 5, 4, 2, 16)
-    got = xla.anchor_attention(q, k, v, segments, strict=strict, chunk=4)
-    want = anchor_attention(q, k, v, segment_ids=segments, strict=strict, implementation="reference")
-    np.testing.assert_allclose(got, want, atol=2e-6)
+def test_many_chunks_of_many_blocks():
+    check(api.load("xla"), Case(items=83, tokens=5, heads=4, cached=7), Tiles(4, 16, 4, 8))
 
 
-def test_bfloat16_is_no_worse_than_the_reference_in_bfloat16():
-    q, k, v, segments = _inputs(7, 2, 40, 5, 4, 4, 32, jnp.bfloat16)
-    exact = anchor_attention(
-        *(x.astype(jnp.float32) for x in (q, k, v)), segment_ids=segments, implementation="reference"
-    )
-    error = {}
-    for name in ("xla", "reference"):
-        out = anchor_attention(q, k, v, segment_ids=segments, implementation=name)
-        assert out.dtype == jnp.bfloat16
-        error[name] = float(jnp.abs(out.astype(jnp.float32) - exact).max())
-    assert error["xla"] <= 2 * error["reference"] + 2**-8
+@pytest.mark.parametrize("name", ["xla", "reference"])
+def test_padding_gives_zeros_and_zero_gradients_never_nan(name):
+    x = make(Case(items=6, tokens=3))
 
+    def attend(*floats):
+        return anchor_attention(*floats, segment_ids=jnp.zeros((2, 6), jnp.int32), implementation=name)
 
-def test_padding_gives_zeros_and_zero_gradients_never_nan():
-    q, k, v, _ = _inputs(1, 2, 6, 3, 2, 2, 8)
-    segments = jnp.zeros((2, 6), jnp.int32)
-    for name in ("xla", "reference"):
-
-        @jax.jit
-        def both(q, k, v, name=name):
-            out, pull = jax.vjp(lambda *x: anchor_attention(*x, segment_ids=segments, implementation=name), q, k, v)
-            return out, pull(jnp.ones_like(out))
-
-        out, gradients = both(q, k, v)
-        assert not np.asarray(out).any()
-        assert not any(np.asarray(g).any() for g in gradients)
+    out, pull = jax.vjp(attend, *x[:3])
+    assert not np.asarray(out).any()
+    assert not any(np.asarray(gradient).any() for gradient in pull(jnp.ones_like(out)))
 
 
 def test_no_segments_is_one_segment():
-    q, k, v, _ = _inputs(2, 2, 7, 3, 2, 2, 8)
-    np.testing.assert_array_equal(
-        anchor_attention(q, k, v), anchor_attention(q, k, v, segment_ids=jnp.ones((2, 7), jnp.int32))
-    )
+    x = make(Case(items=7, tokens=3, segments="one"))
+    np.testing.assert_array_equal(anchor_attention(*x[:3]), public(x))
 
 
-def test_memory_holds_no_score_tensor_of_the_whole_sequence():
+@pytest.mark.parametrize("name", ["xla", "reference"])
+def test_a_cache_continues_a_sequence_exactly(name):
+    x = make(Case(items=12, tokens=4, heads=4))
+    whole, lse = public(x, return_lse=True, implementation=name)
+    late = Inputs(*(part[:, 9:] for part in x[:3]), *x[3:5], x.segment_BN[:, 9:], x.anchor_segment_BM, x.first)
+    part, part_lse = public(late, 9, return_lse=True, implementation=name)
+    np.testing.assert_allclose(part, whole[:, 9:], atol=2e-6)
+    np.testing.assert_allclose(part_lse, lse[:, 9:], atol=2e-6)
+
+
+def test_gradients_reach_the_cache_and_the_anchors_inside_k():
+    x = make(Case(items=5, tokens=3, cached=4))
+
+    def total(name, q, k, v, cached_k, cached_v):
+        cache = {"cached_k": cached_k, "cached_v": cached_v, "cached_segment_ids": x.anchor_segment_BM[:, :4]}
+        out, lse = anchor_attention(q, k, v, segment_ids=x.segment_BN, return_lse=True, implementation=name, **cache)
+        return (out**2).sum() + jnp.where(jnp.isfinite(lse), lse, 0).sum()
+
+    floats = (*x[:3], x.anchor_k_BMGD[:, :4], x.anchor_v_BMGD[:, :4])
+    got, wanted = (jax.grad(total, (1, 2, 3, 4, 5))(name, *floats) for name in ("xla", "reference"))
+    for one, other in zip(got, wanted, strict=True):
+        assert np.asarray(other).any()
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_memory_holds_no_score_tensor_of_the_whole_sequence(window):
     batch, items, tokens, heads, width = 1, 1024, 5, 2, 16
     shape = jax.ShapeDtypeStruct((batch, items, tokens, heads, width), jnp.float32)
-    segment = jax.ShapeDtypeStruct((batch, items), jnp.int32)
-
-    def loss(q, k, v, segments):
-        return xla.anchor_attention(q, k, v, segments, strict=False, chunk=32).sum()
-
-    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape, segment).compile()
+    loss = lambda *x: anchor_attention(*x, window=window, implementation="xla", tiles=Tiles(32, 64, 32, 64)).sum()  # noqa: E731
+    memory = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile().memory_analysis()
     all_scores = batch * heads * (items * tokens) * items * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < all_scores / 2
+    assert memory.temp_size_in_bytes < all_scores / 2
+
+
+def test_memory_grows_linearly_with_the_items_of_a_fixed_chunk():
+    def bytes_of(items):
+        shape = jax.ShapeDtypeStruct((1, items, 8, 2, 16), jnp.float32)
+        loss = lambda *x: anchor_attention(*x, implementation="xla", tiles=Tiles(16, 64, 16, 64)).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile().memory_analysis()
+
+    few, many = (bytes_of(items).temp_size_in_bytes for items in (256, 1024))
+    assert many < 4.4 * few
 
 
 @pytest.mark.parametrize("length", [1, 9, 37])
 def test_flat_attention_is_dense_causal_attention(length):
-    q, k, v, segments = _inputs(3, 2, length, 4, 4, 2, 8)
+    q, k, v, *_, segments, _, _ = make(Case(items=length, tokens=4, heads=4, width=8, seed=3))
     got = flat_attention(q, k, v, segments, chunk=4)
     flat = [x.reshape(2, length * 4, *x.shape[3:]) for x in (q, k, v)]
     segment_BS = jnp.repeat(segments, 4, axis=1)
     causal = jnp.tril(jnp.ones((length * 4, length * 4), bool))
     mask = causal & (segment_BS[:, :, None] == segment_BS[:, None]) & (segment_BS[:, :, None] > 0)
-    np.testing.assert_allclose(got, masked_attention(*flat, mask).reshape(got.shape), atol=2e-6)
+    np.testing.assert_allclose(got, reference.masked_attention(*flat, mask)[0].reshape(got.shape), atol=2e-6)
 
 
 def test_a_candidate_over_cached_anchors_equals_the_full_pass():
-    q, k, v, _ = _inputs(4, 1, 9, 4, 2, 2, 8)
+    q, k, v, *_ = make(Case(items=9, tokens=4, batch=1, segments="one", seed=4))
     full = anchor_attention(q, k, v, implementation="reference")
     local = jnp.tril(jnp.ones((1, 1, 4, 4), bool))
     out = attend_to_context(
@@ -150,15 +195,52 @@ def test_a_candidate_over_cached_anchors_equals_the_full_pass():
     np.testing.assert_allclose(out, full[:, 8:], atol=2e-6)
 
 
+def refused(field, match, *arrays, **options):
+    with pytest.raises(UserError, match=match) as caught:
+        anchor_attention(*arrays, **options)
+    assert caught.value.field == field
+
+
 def test_what_does_not_fit_is_refused_with_its_sizes():
-    q, k, v, segments = _inputs(0, 2, 5, 3, 4, 2, 8)
-    with pytest.raises(UserError, match=r"\(2, 5, 3, 3, 8\)"):
-        anchor_attention(q, k[:, :, :, :1].repeat(3, axis=3), v[:, :, :, :1].repeat(3, axis=3))
-    with pytest.raises(UserError, match="segment_ids of shape"):
-        anchor_attention(q, k, v, segment_ids=segments[:, :4])
-    with pytest.raises(UserError, match="float16"):
-        anchor_attention(*(x.astype(jnp.float16) for x in (q, k, v)))
-    with pytest.raises(UserError, match="xla or reference"):
-        anchor_attention(q, k, v, implementation="fast")
-    with pytest.raises(UserError, match="batch, items, tokens"):
-        anchor_attention(q[0], k[0], v[0])
+    x = make(Case(items=5, tokens=3, heads=4, width=8, cached=6))
+    q, k, v, cached_k, cached_v = *x[:3], x.anchor_k_BMGD[:, :6], x.anchor_v_BMGD[:, :6]
+    three = [part[:, :, :, :1].repeat(3, axis=3) for part in (k, v)]
+    refused("k", r"\(2, 5, 3, 3, 8\)", q, *three)
+    refused("v", r"\(2, 5, 3, 2, 4\)", q, k, v[..., :4])
+    refused("segment_ids", r"\(2, 4\)", q, k, v, segment_ids=x.segment_BN[:, :4])
+    refused("segment_ids", "float32", q, k, v, segment_ids=x.segment_BN.astype(jnp.float32))
+    refused("q", "float16", *(part.astype(jnp.float16) for part in (q, k, v)))
+    refused("v", "bfloat16", q, k, v.astype(jnp.bfloat16))
+    refused("q", r"\(5, 3, 4, 8\)", q[0], k[0], v[0])
+    refused("q", r"\(2, 0, 3, 4, 8\)", q[:, :0], k[:, :0], v[:, :0])
+    refused("window", "-1", q, k, v, window=-1)
+    refused("window", "True", q, k, v, window=True)
+    refused("cached_v", "missing", q, k, v, cached_k=cached_k)
+    refused("cached_v", r"\(2, 5, 2, 8\)", q, k, v, cached_k=cached_k, cached_v=cached_v[:, :5])
+    refused("cached_k", r"\(1, 6, 2, 8\)", q, k, v, cached_k=cached_k[:1], cached_v=cached_v[:1])
+    refused("cached_k", "without a cache", q, k, v, cached_segment_ids=x.anchor_segment_BM[:, :6])
+    refused("cached_segment_ids", r"\(2, 11\)", q, k, v, cached_k=cached_k, cached_v=cached_v,
+            cached_segment_ids=x.anchor_segment_BM)  # fmt: skip
+
+
+def test_a_named_implementation_is_used_or_refused():
+    q, k, v = make(Case(items=5, tokens=3))[:3]
+    refused("implementation", "'fast' .* on platform 'cpu'; expected reference or xla", q, k, v, implementation="fast")
+    for name in ("tpu", "gpu"):
+        refused("implementation", f"'{name}' .* on platform 'cpu'", q, k, v, implementation=name)
+
+
+def test_without_a_name_the_next_one_is_tried(monkeypatch):
+    q, k, v = make(Case(items=5, tokens=3))[:3]
+
+    def cannot(*_):
+        raise NotImplementedError("no kernel for width 16")
+
+    broken = core.Implementation("tpu", cannot, cannot, lambda sizes: SMALL)
+    load = api.load
+    monkeypatch.setattr(api, "platform", lambda: "tpu")
+    monkeypatch.setattr(api, "load", lambda name: broken if name == "tpu" else load(name))
+    np.testing.assert_array_equal(anchor_attention(q, k, v), anchor_attention(q, k, v, implementation="xla"))
+    refused("implementation", "no kernel for width 16", q, k, v, implementation="tpu")
+    monkeypatch.setattr(api, "ORDER", {"tpu": ("tpu",)})
+    refused(None, "tpu: no kernel for width 16", q, k, v)

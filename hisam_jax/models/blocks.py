@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from hisam_jax.kernels.anchor_attention import anchor_attention, attend_to_context
+from hisam_jax.kernels.anchor_attention.sharded import Axes, sharded_anchor_attention
 from hisam_jax.kernels.flat_attention import flat_attention
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.layers import Einsum, GatedMLP, RMSNorm
@@ -48,9 +49,9 @@ class Attention(nn.Module):
         mode = c.rope if c.anchors or c.rope == "none" else "flat"
         q, k = (rope(x, item_BN, slot_T, mode=mode, slots=slots) for x in (q, k))
         if past is not None:
-            out = self._continue(q, k, v, past, slots)
+            out = self._continue(q, k, v, past, item_BN, slots)
         elif c.anchors:
-            out = anchor_attention(q, k, v, segment_ids=segment_BN, strict=c.strict, implementation=c.attention)
+            out = self._attend(q, k, v, segment_BN)
         else:
             out = flat_attention(q, k, v, segment_BN)
         kept = (
@@ -60,14 +61,24 @@ class Attention(nn.Module):
         out = Einsum("bnthk,hkd->bntd", (heads, width, c.width), (0, 1), init_scale, dtype, name="out")(out)
         return out, kept
 
-    def _continue(self, q, k, v, past, slots: int):
+    def _attend(self, q, k, v, segment_BN):
+        c = self.config
+        options = {"strict": c.strict, "window": c.window or None, "implementation": c.attention}
+        if c.split:
+            return sharded_anchor_attention(q, k, v, axes=Axes(*c.split), segment_ids=segment_BN, **options)
+        return anchor_attention(q, k, v, segment_ids=segment_BN, **options)
+
+    def _continue(self, q, k, v, past, item_BN, slots: int):
         past_k, past_v, valid_BM = past
-        tokens = q.shape[2]
+        c, tokens = self.config, q.shape[2]
         reads_T = jnp.ones(tokens, bool)
-        if self.config.anchors and self.config.strict and tokens == slots:
+        if c.anchors and c.strict and tokens == slots:
             reads_T = jnp.arange(tokens) < slots - 1
+        reads_BNM = valid_BM[:, None]
+        if c.window:
+            reads_BNM = reads_BNM & (item_BN[..., None] - jnp.arange(valid_BM.shape[1]) <= c.window)
         local = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
-        return attend_to_context(q, k, v, past_k, past_v, local, valid_BM[:, None, None, :] & reads_T[:, None])
+        return attend_to_context(q, k, v, past_k, past_v, local, reads_BNM[:, :, None] & reads_T[:, None])
 
 
 class Block(nn.Module):

@@ -37,7 +37,10 @@ class HMATConfig:
         past_action: the item's own action in its anchor.
         ranking, generation, retrieval: weights of the heads; 0 leaves a head out.
         dtype: of the computation; parameters and softmax stay float32.
+        window: items back that anchors are read from, 0 for all [ours]; needs `anchors`.
         attention: implementation of anchor attention, None for the platform's.
+        split: mesh axes that split the attention's batch, items and heads, an empty name for none; an empty tuple runs
+            it unsplit. Takes effect under `jax.set_mesh`, and needs `anchors`.
         remat: recompute blocks in the backward pass.
     """
 
@@ -64,12 +67,15 @@ class HMATConfig:
     generation: float = 1.0
     retrieval: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    window: int = 0
     attention: str | None = None
+    split: tuple = ()
     remat: bool = False
 
     def __post_init__(self):
         check_least(self, "model", width=1, layers=1, heads=1, kv_heads=1, mlp=1)
-        check_least(self, "model", item_id_rows=0, ranking=0, generation=0, retrieval=0)
+        check_least(self, "model", item_id_rows=0, ranking=0, generation=0, retrieval=0, window=0)
+        self._check_attention()
         for name in ("dropout", "id_dropout", "code_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0 or more, below 1")
@@ -85,6 +91,14 @@ class HMATConfig:
             )
         if not (self.ranking or self.generation or self.retrieval):
             raise UserError("no head has a weight", field="model.retrieval", expected="at least one weight above 0")
+
+    def _check_attention(self) -> None:
+        if (self.window or self.split) and not self.anchors:
+            raise UserError(
+                f"window {self.window}, split {self.split}", field="model.anchors", expected="True with either of them"
+            )
+        if self.split and (len(self.split) != 3 or not all(isinstance(name, str) for name in self.split)):
+            raise UserError(f"{self.split!r}", field="model.split", expected="mesh axes of batch, items and heads")
 
     @property
     def head_width(self) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
 
 from hisam_jax.errors import UserError
-from hisam_jax.kernels.anchor_attention import reference, xla
-from hisam_jax.kernels.anchor_attention.xla import attend_to_context
+from hisam_jax.kernels.anchor_attention import core, reference, tuning
+from hisam_jax.kernels.anchor_attention.checks import check
+from hisam_jax.kernels.anchor_attention.core import Implementation, Inputs, Rule
+from hisam_jax.kernels.anchor_attention.tiles import Tiles
 
-__all__ = ["IMPLEMENTATIONS", "anchor_attention", "attend_to_context"]
+__all__ = ["IMPLEMENTATIONS", "ORDER", "anchor_attention"]
 
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": xla.anchor_attention, "reference": reference.anchor_attention}
+IMPLEMENTATIONS = ("reference", "xla", "tpu", "gpu")
+ORDER = {"tpu": ("tpu", "xla"), "gpu": ("gpu", "xla"), "cpu": ("xla",)}  # tried in turn where none is named
 
 
 def anchor_attention(
@@ -23,58 +27,103 @@ def anchor_attention(
     *,
     segment_ids: jax.Array | None = None,
     strict: bool = False,
+    window: int | None = None,
+    cached_k: jax.Array | None = None,
+    cached_v: jax.Array | None = None,
+    cached_segment_ids: jax.Array | None = None,
+    return_lse: bool = False,
+    tiles: Tiles | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Memory-anchor attention: fine tokens inside an item, earlier items through their anchors only.
+
+    Differentiable in `q`, `k`, `v` and the cache, and in both results. Scores are scaled by width^-0.5; softmax and
+    sums are float32 whatever the inputs are.
 
     Args:
         q: `[batch, items, tokens, heads, width]`, bf16 or float32; the anchor is the last of `tokens`.
         k: `[batch, items, tokens, kv_heads, width]`; `kv_heads` divides `heads`.
         v: shaped like `k`.
-        segment_ids: int32 `[batch, items]`; items attend within their segment, 0 is padding. None: one segment.
-        strict: anchors do not read earlier anchors (AnLLM's form).
-        implementation: a name of `IMPLEMENTATIONS`, or None for the first that suits the platform.
+        segment_ids: int32 `[batch, items]`; items attend within their segment, 0 is padding. None: one segment, 1.
+        strict: anchors do not read earlier anchors (AnLLM's form, arXiv 2402.07616).
+        window: how many items back anchors are read from, counted in positions, the cache's included; None: all.
+        cached_k: keys of the anchors of earlier items `[batch, cached items, kv_heads, width]`, oldest first.
+        cached_v: shaped like `cached_k`.
+        cached_segment_ids: int32 `[batch, cached items]`; None: all of segment 1.
+        return_lse: whether to return the log-sum-exp of the scaled scores as well.
+        tiles: tile sizes; None: those tuned for this device, else heuristics.
+        implementation: a name of `IMPLEMENTATIONS`, which is used or refused; None: the first of `ORDER` that can.
 
     Returns:
-        Shape and dtype of `q`; scores are scaled by width^-0.5; padding gives zeros.
+        Shape and dtype of `q`, zeros for padding; with `return_lse` also float32 `[batch, items, tokens, heads]`, -inf
+        for padding.
 
     Raises:
-        UserError: shapes, dtypes or segment ids that do not fit, or an unknown implementation.
+        UserError: shapes, dtypes or segment ids that do not fit, a named implementation that is unknown, not there on
+            this platform, or cannot do this problem.
     """
-    _check(q, k, v, segment_ids)
-    name = "xla" if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
+    check(q, k, v, segment_ids, window, cached_k, cached_v, cached_segment_ids)
+    inputs = _inputs(q, k, v, segment_ids, cached_k, cached_v, cached_segment_ids)
+    out, lse = attend(inputs, Rule(strict, window), tiles, implementation)
+    return (out, lse) if return_lse else out
+
+
+def _inputs(q, k, v, segment_ids, cached_k, cached_v, cached_segment_ids) -> Inputs:
+    segment_BN = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids.astype(jnp.int32)
+    anchors = k[:, :, -1], v[:, :, -1], segment_BN
+    first = 0
+    if cached_k is not None:
+        first = cached_k.shape[1]
+        cached = jnp.ones(cached_k.shape[:2], jnp.int32) if cached_segment_ids is None else cached_segment_ids
+        parts = cached_k.astype(k.dtype), cached_v.astype(v.dtype), cached.astype(jnp.int32)
+        anchors = tuple(jnp.concatenate(pair, axis=1) for pair in zip(parts, anchors, strict=True))
+    return Inputs(q, k, v, anchors[0], anchors[1], segment_BN, anchors[2], jnp.int32(first))
+
+
+def attend(x: Inputs, rule: Rule, tiles: Tiles | None = None, name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """`anchor_attention` where anchors are given apart: `(out_BNTHD, lse_BNTH)`. What sharded callers use."""
+    where = platform()
+    if name is None:
+        reasons = []
+        for candidate in ORDER.get(where, ("xla",)):
+            try:
+                return _run(candidate, x, rule, tiles)
+            except NotImplementedError as reason:
+                reasons.append(f"{candidate}: {reason}")
+        raise UserError(f"no implementation of anchor attention can do this: {'; '.join(reasons)}")
+    if name not in available(where):
         raise UserError(
-            f"no implementation {name!r} of anchor attention on platform {jax.default_backend()!r}",
+            f"no implementation {name!r} of anchor attention on platform {where!r}",
             field="implementation",
-            expected=" or ".join(IMPLEMENTATIONS),
+            expected=" or ".join(available(where)),
         )
-    if segment_ids is None:
-        segment_ids = jnp.ones(q.shape[:2], jnp.int32)
-    return IMPLEMENTATIONS[name](q, k, v, segment_ids, strict=strict)
+    try:
+        return _run(name, x, rule, tiles)
+    except NotImplementedError as reason:
+        problem = f"{name} cannot do this: {reason}"
+        raise UserError(problem, field="implementation", expected="another one, or None") from None
 
 
-def _check(q, k, v, segment_ids) -> None:
-    if q.ndim != 5:
-        raise UserError(f"q of shape {q.shape}", field="q", expected="[batch, items, tokens, heads, width]")
-    if k.shape != v.shape:
-        raise UserError(f"k of shape {k.shape} beside v of shape {v.shape}", field="v", expected="the shape of k")
-    if k.ndim != 5 or (*k.shape[:3], k.shape[4]) != (*q.shape[:3], q.shape[4]) or q.shape[3] % max(k.shape[3], 1):
-        raise UserError(
-            f"k of shape {k.shape} beside q of shape {q.shape}",
-            field="k",
-            expected="q's shape, with a number of heads that divides q's",
-        )
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in (jnp.float32, jnp.bfloat16) or x.dtype != q.dtype:
-            raise UserError(
-                f"{name} of dtype {x.dtype}", field=name, expected="float32 or bfloat16, one for q, k and v"
-            )
-    if segment_ids is None:
-        return
-    if segment_ids.shape != q.shape[:2] or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
-        raise UserError(
-            f"segment_ids of shape {segment_ids.shape} and dtype {segment_ids.dtype}",
-            field="segment_ids",
-            expected=f"integers of shape {q.shape[:2]}",
-        )
+def _run(name: str, x: Inputs, rule: Rule, tiles: Tiles | None):
+    if name == "reference":
+        return reference.attend(x, rule)
+    implementation = load(name)
+    return core.attend(x, implementation, rule, tiles or tuning.tiles_for(implementation, x))
+
+
+@functools.cache
+def load(name: str) -> Implementation:
+    """The implementation called `name`; kernels are imported where they are used first."""
+    return importlib.import_module(f"{__package__}.{name}").IMPLEMENTATION
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh that is set, else of JAX's default device."""
+    mesh = jax.sharding.get_mesh()
+    name = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+
+
+def available(where: str) -> tuple[str, ...]:
+    """Implementations that run on a platform."""
+    return tuple(name for name in IMPLEMENTATIONS if name in ("reference", "xla", where))

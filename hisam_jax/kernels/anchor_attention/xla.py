@@ -1,69 +1,180 @@
-"""The two-part form in plain XLA: local `T x T` scores beside anchor scores, one softmax, items in chunks.
+"""The two-part form in plain XLA: local `T x T` scores beside anchor scores, one softmax, tile by tile.
 
-Cost `O(N T (T + N))` instead of `O((N T)^2)`. A chunk's scores are recomputed in the backward pass, so that memory is
-one chunk of queries against the anchors, never a whole long sequence.
+Cost `O(N T (T + N))` instead of `O((N T)^2)`: items in chunks, anchors in blocks, and a loop over blocks that runs from
+the window's start to the diagonal and no further. Forward keeps a running maximum, as flash attention does (Dao et al.
+2022); backward recomputes scores from the log-sum-exp. Scores are held of one chunk against one block.
+
+Here the `R = H / G` heads of a key/value head stand beside an item's tokens as `Q = R T` query rows: one product a
+group serves them all.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from hisam_jax.kernels.chunks import map_causal_chunks
+from hisam_jax.kernels.anchor_attention.core import MASKED, Implementation, Inputs, Rule, reads_anchor
+from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
 
-_MASKED = -1e30
-
-
-def attend_to_context(q_BNTHD, k_BNTGD, v_BNTGD, context_k_BMGD, context_v_BMGD, local_BNTT, context_BNTM) -> jax.Array:
-    """Each item's tokens attend to that item's own tokens and to a context, under one softmax in float32.
-
-    Args:
-        q_BNTHD: queries; `G` key/value heads serve `H` query heads (`G` divides `H`).
-        k_BNTGD, v_BNTGD: the items' own tokens.
-        context_k_BMGD, context_v_BMGD: what every item of the row may read besides, e.g. earlier anchors.
-        local_BNTT: bool, broadcastable, which own tokens are read.
-        context_BNTM: bool, broadcastable, which context positions are read.
-
-    Returns:
-        `[B, N, T, H, D]` in q's dtype; rows that may read nothing give zeros.
-    """
-    group = q_BNTHD.shape[3] // k_BNTGD.shape[3]
-    q_BNTGRD = rearrange(q_BNTHD, "b n t (g r) d -> b n t g r d", r=group) * (q_BNTHD.shape[-1] ** -0.5)
-    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    local = dot("bntgrd,bnsgd->bngrts", q_BNTGRD, k_BNTGD)
-    local = jnp.where(local_BNTT[:, :, None, None], local, _MASKED)
-    far = dot("bntgrd,bmgd->bngrtm", q_BNTGRD, context_k_BMGD)
-    far = jnp.where(context_BNTM[:, :, None, None], far, _MASKED)
-    top = jnp.maximum(local.max(-1, keepdims=True), far.max(-1, keepdims=True, initial=_MASKED))
-    top = jax.lax.stop_gradient(jnp.maximum(top, 0.5 * _MASKED))  # a row with nothing to read: exp(...) is 0, not 1
-    local, far = jnp.exp(local - top), jnp.exp(far - top)
-    total_BNTGR = rearrange(local.sum(-1) + far.sum(-1), "b n g r t -> b n t g r")
-    dtype = v_BNTGD.dtype
-    out = dot("bngrts,bnsgd->bntgrd", local.astype(dtype), v_BNTGD)
-    out += dot("bngrtm,bmgd->bntgrd", far.astype(dtype), context_v_BMGD)
-    out /= jnp.maximum(total_BNTGR, 1e-30)[..., None]
-    return rearrange(out, "b n t g r d -> b n t (g r) d").astype(q_BNTHD.dtype)
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def anchor_attention(q_BNTHD, k_BNTGD, v_BNTGD, segment_ids_BN, *, strict: bool, chunk: int = 64) -> jax.Array:
-    """Two-part XLA form of `api.anchor_attention`; `chunk` items of queries are scored at a time."""
-    tokens = q_BNTHD.shape[2]
-    anchors_k, anchors_v = k_BNTGD[:, :, -1], v_BNTGD[:, :, -1]
-    causal_TT = jnp.tril(jnp.ones((tokens, tokens), bool))
-    reads_T = jnp.arange(tokens) < tokens - 1 if strict else jnp.ones(tokens, bool)
+def tiles(sizes: Sizes) -> Tiles:
+    """Chunks of some 256 query rows of a group, blocks of 128 anchors: a core's cache holds their scores."""
+    rows = sizes.tokens * (sizes.heads // sizes.kv_heads)
+    items = min(64, max(8, 2 ** ((256 // rows).bit_length())))
+    return Tiles(items, 128, items, 128)
 
-    def one_chunk(start, end, arrays):
-        q, k, v, segment_BC = arrays
-        segment_BM = segment_ids_BN[:, :end]
-        item_C = start + jnp.arange(q.shape[1])
-        earlier_CM = jnp.arange(segment_BM.shape[1])[None] < item_C[:, None]
-        real_BC = segment_BC > 0
-        together_BCM = (segment_BC[:, :, None] == segment_BM[:, None, :]) & real_BC[..., None] & earlier_CM
-        local = causal_TT & real_BC[:, :, None, None]
-        far = together_BCM[:, :, None, :] & reads_T[:, None]
-        return attend_to_context(q, k, v, anchors_k[:, :end], anchors_v[:, :end], local, far)
 
-    return map_causal_chunks(one_chunk, (q_BNTHD, k_BNTGD, v_BNTGD, segment_ids_BN), chunk)
+class _Chunk(NamedTuple):
+    """C items; `[Z, ...]` where chunks are stacked."""
+
+    q_BGCQD: jax.Array
+    k_BGCTD: jax.Array
+    v_BGCTD: jax.Array
+    segment_BC: jax.Array
+    item_C: jax.Array
+
+
+class _Anchors(NamedTuple):
+    """A block of A anchors, or all M."""
+
+    k_BGAD: jax.Array
+    v_BGAD: jax.Array
+    segment_BA: jax.Array
+    index_A: jax.Array
+
+
+def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
+    """See `core`."""
+    items, tokens = x.q_BNTHD.shape[1:3]
+    block, anchors = _blocks(x, tiles.anchors)
+
+    def one_chunk(chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
+        def one_block(index, running):
+            part = _block(anchors, index, block)
+            return _accumulate(running, _far_scores(chunk, part, rule, tokens), part.v_BGAD, "bgcqa,bgad->bgcqd")
+
+        empty = jnp.full(chunk.q_BGCQD.shape[:4], 0.5 * MASKED)  # above MASKED: exp(MASKED - empty) is 0, not 1
+        running = empty, jnp.zeros_like(empty), jnp.zeros(chunk.q_BGCQD.shape, jnp.float32)
+        running = _accumulate(running, _local_scores(chunk, tokens), chunk.v_BGCTD, "bgcqt,bgctd->bgcqd")
+        top, total, out = jax.lax.fori_loop(*_range(chunk, rule, anchors, block), one_block, running)
+        out = out / jnp.maximum(total, 1e-30)[..., None]
+        return out.astype(x.q_BNTHD.dtype), jnp.where(total > 0, jnp.log(total) + top, -jnp.inf)
+
+    out, lse = jax.lax.map(one_chunk, _chunks(x, min(tiles.items, items)))
+    out = rearrange(out, "z b g c (r t) d -> b (z c) t (g r) d", t=tokens)[:, :items]
+    return out, rearrange(lse, "z b g c (r t) -> b (z c) t (g r)", t=tokens)[:, :items]
+
+
+def backward(x: Inputs, lse, d_out, delta, rule: Rule, tiles: Tiles) -> tuple[jax.Array, ...]:
+    """See `core`."""
+    items, tokens, groups, dtype = *x.q_BNTHD.shape[1:3], x.k_BNTGD.shape[3], x.q_BNTHD.dtype
+    size = min(tiles.backward_items, items)
+    block, anchors = _blocks(x, tiles.backward_anchors)
+
+    def one_chunk(sums, inputs):
+        chunk, *rows = inputs
+
+        def one_block(index, carry):
+            d_q, sum_k, sum_v = carry
+            part = _block(anchors, index, block)
+            d_scores, d_k, d_v = _pull(_far_scores(chunk, part, rule, tokens), chunk.q_BGCQD, part.v_BGAD, rows, "bgad")
+            d_q += _dot("bgcqa,bgad->bgcqd", d_scores, part.k_BGAD)
+            return d_q, _add_at(sum_k, d_k, index * block), _add_at(sum_v, d_v, index * block)
+
+        d_scores, d_k, d_v = _pull(_local_scores(chunk, tokens), chunk.q_BGCQD, chunk.v_BGCTD, rows, "bgcad")
+        d_q = _dot("bgcqt,bgctd->bgcqd", d_scores, chunk.k_BGCTD)
+        d_q, *sums = jax.lax.fori_loop(*_range(chunk, rule, anchors, block), one_block, (d_q, *sums))
+        return tuple(sums), tuple(part.astype(dtype) for part in (d_q, d_k, d_v))
+
+    rows = [_rows(part, groups, size) for part in (d_out, lse[..., None], delta[..., None])]
+    sums = tuple(jnp.zeros(part.shape, jnp.float32) for part in anchors[:2])
+    sums, (d_q, d_k, d_v) = jax.lax.scan(one_chunk, sums, (_chunks(x, size), *rows))
+    d_q = rearrange(d_q, "z b g c (r t) d -> b (z c) t (g r) d", t=tokens)[:, :items]
+    d_k, d_v = (rearrange(part, "z b g c t d -> b (z c) t g d")[:, :items] for part in (d_k, d_v))
+    count = x.anchor_k_BMGD.shape[1]
+    return d_q, d_k, d_v, *(rearrange(part, "b g m d -> b m g d")[:, :count].astype(dtype) for part in sums)
+
+
+IMPLEMENTATION = Implementation("xla", forward, backward, tiles)
+
+
+def _padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    return jnp.pad(x, [(0, -size % multiple if at == axis else 0) for at, size in enumerate(x.shape)])
+
+
+def _rows(x_BNTHD: jax.Array, groups: int, size: int) -> jax.Array:
+    """`[Z, B, G, C, Q, D]`: Z chunks of C items, the last one padded with zeros."""
+    return rearrange(_padded(x_BNTHD, 1, size), "b (z c) t (g r) d -> z b g c (r t) d", c=size, g=groups)
+
+
+def _chunks(x: Inputs, size: int) -> _Chunk:
+    q, k, v = (_rows(part, x.k_BNTGD.shape[3], size) for part in x[:3])
+    segment = rearrange(_padded(x.segment_BN, 1, size), "b (z c) -> z b c", c=size)
+    return _Chunk(q, k, v, segment, x.first + jnp.arange(len(segment) * size).reshape(-1, size))
+
+
+def _blocks(x: Inputs, size: int) -> tuple[int, _Anchors]:
+    """(anchors of a block, all anchors padded to whole blocks of segment 0)."""
+    size = min(size, x.anchor_k_BMGD.shape[1])
+    k, v = (rearrange(_padded(part, 1, size), "b m g d -> b g m d") for part in (x.anchor_k_BMGD, x.anchor_v_BMGD))
+    return size, _Anchors(k, v, _padded(x.anchor_segment_BM, 1, size), jnp.arange(k.shape[2]))
+
+
+def _block(anchors: _Anchors, index: jax.Array, size: int) -> _Anchors:
+    axes = _Anchors(2, 2, 1, 0)
+    return jax.tree.map(lambda p, axis: jax.lax.dynamic_slice_in_dim(p, index * size, size, axis), anchors, axes)
+
+
+def _range(chunk: _Chunk, rule: Rule, anchors: _Anchors, size: int) -> tuple[jax.Array, jax.Array]:
+    """Blocks (from, to) that any item of the chunk reads."""
+    start = 0 if rule.window is None else jnp.maximum(chunk.item_C[0] - rule.window, 0) // size
+    stop = jnp.minimum(-(-chunk.item_C[-1] // size), anchors.index_A.shape[0] // size)
+    return jnp.minimum(start, stop), stop
+
+
+def _add_at(total_BGMD: jax.Array, part_BGAD: jax.Array, place: jax.Array) -> jax.Array:
+    before = jax.lax.dynamic_slice_in_dim(total_BGMD, place, part_BGAD.shape[2], 2)
+    return jax.lax.dynamic_update_slice_in_dim(total_BGMD, before + part_BGAD, place, 2)
+
+
+def _local_scores(chunk: _Chunk, tokens: int) -> jax.Array:
+    """Float32 `[B, G, C, Q, T]`, scaled; `MASKED` where nothing may be read."""
+    scores = _dot("bgcqd,bgctd->bgcqt", chunk.q_BGCQD, chunk.k_BGCTD) * chunk.q_BGCQD.shape[-1] ** -0.5
+    causal_QT = jnp.arange(tokens) <= (jnp.arange(scores.shape[3]) % tokens)[:, None]
+    return jnp.where(causal_QT & (chunk.segment_BC > 0)[:, None, :, None, None], scores, MASKED)
+
+
+def _far_scores(chunk: _Chunk, part: _Anchors, rule: Rule, tokens: int) -> jax.Array:
+    """Float32 `[B, G, C, Q, A]`, scaled; `MASKED` where nothing may be read."""
+    scores = _dot("bgcqd,bgad->bgcqa", chunk.q_BGCQD, part.k_BGAD) * chunk.q_BGCQD.shape[-1] ** -0.5
+    reads_BCA = reads_anchor(rule, chunk.item_C[:, None], part.index_A) & (chunk.segment_BC > 0)[..., None]
+    reads_BCQA = (reads_BCA & (chunk.segment_BC[..., None] == part.segment_BA[:, None]))[:, :, None]
+    if rule.strict:
+        reads_BCQA &= (jnp.arange(scores.shape[3]) % tokens < tokens - 1)[:, None]
+    return jnp.where(reads_BCQA[:, None], scores, MASKED)
+
+
+def _accumulate(running, scores, values, product: str):
+    """One step of the running softmax: (maximum, sum, weighted sum) with some more scores and their values."""
+    top, total, out = running
+    higher = jnp.maximum(top, scores.max(-1))
+    weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
+    out = out * shrink[..., None] + _dot(product, weights.astype(values.dtype), values)
+    return higher, total * shrink + weights.sum(-1), out
+
+
+def _pull(scores, q_BGCQD, values, rows, keys: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(gradient of unscaled scores in q's dtype, of keys, of values; float32) of what these scores weigh."""
+    d_out, lse, delta = rows
+    dtype = q_BGCQD.dtype
+    weights = jnp.exp(scores - lse)
+    d_scores = weights * (_dot(f"bgcqd,{keys}->bgcqa", d_out, values) - delta) * q_BGCQD.shape[-1] ** -0.5
+    weights, d_scores = weights.astype(dtype), d_scores.astype(dtype)
+    d_keys, d_values = (_dot(f"bgcqa,bgcqd->{keys}", *pair) for pair in ((d_scores, q_BGCQD), (weights, d_out)))
+    return d_scores, d_keys, d_values

@@ -1,0 +1,91 @@
+"""Anchor attention on a mesh: batch and heads apart, and for long histories the items too.
+
+Where items are split, each device keeps its own items' tokens and gathers the anchors and segments of all of them: one
+token in T, and nothing else, crosses devices. That the item axis can be split so is the point of anchors; it is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from hisam_jax.errors import UserError
+from hisam_jax.kernels.anchor_attention import api
+from hisam_jax.kernels.anchor_attention.core import Inputs, Rule
+from hisam_jax.kernels.anchor_attention.tiles import Tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Mesh axes, by name, that split an attention; an empty name splits nothing.
+
+    Attributes:
+        batch: rows.
+        items: consecutive items of a row, the first device has the oldest.
+        heads: query heads and key/value heads alike.
+    """
+
+    batch: str = ""
+    items: str = ""
+    heads: str = ""
+
+
+def sharded_anchor_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    axes: Axes,
+    segment_ids: jax.Array | None = None,
+    strict: bool = False,
+    window: int | None = None,
+    tiles: Tiles | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """`anchor_attention` under `jax.shard_map` on the mesh that is set (`jax.set_mesh`); arguments as there.
+
+    Raises:
+        UserError: no mesh is set, it lacks an axis, or an axis does not divide what it splits.
+    """
+    mesh = jax.sharding.get_mesh()
+    segment_ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+    _check(mesh, axes, q, k)
+    batch, items, heads = (name or None for name in dataclasses.astuple(axes))
+    tokens, ids = jax.P(batch, items, None, heads, None), jax.P(batch, items)
+    local = functools.partial(
+        _local, items=items, rule=Rule(strict, window), tiles=tiles, implementation=implementation
+    )
+    # Mosaic kernels carry no types of varying axes, hence no check of them.
+    split = jax.shard_map(local, mesh=mesh, in_specs=(tokens, tokens, tokens, ids), out_specs=tokens, check_vma=False)
+    return split(q, k, v, segment_ids)
+
+
+def _local(q, k, v, segment_BN, *, items: str | None, rule: Rule, tiles, implementation) -> jax.Array:
+    """One device's part: its own items' tokens beside everybody's anchors."""
+    anchors, first = (k[:, :, -1], v[:, :, -1], segment_BN), jnp.int32(0)
+    if items is not None:
+        anchors = tuple(jax.lax.all_gather(part, items, axis=1, tiled=True) for part in anchors)
+        first = jnp.int32(jax.lax.axis_index(items) * q.shape[1])
+    x = Inputs(q, k, v, anchors[0], anchors[1], segment_BN, anchors[2], first)
+    return api.attend(x, rule, tiles, implementation)[0]
+
+
+def _check(mesh, axes: Axes, q, k) -> None:
+    if mesh.empty:
+        raise UserError("no mesh is set", field="attention axes", expected="jax.set_mesh(mesh) around the call")
+    sizes = {"batch": q.shape[0], "items": q.shape[1], "heads": k.shape[3]}
+    for what, name in dataclasses.asdict(axes).items():
+        if not name:
+            continue
+        if name not in mesh.shape:
+            raise UserError(f"mesh axis {name!r}", field=what, expected=" or ".join(mesh.shape))
+        if sizes[what] % mesh.shape[name]:
+            counted = "kv_heads" if what == "heads" else what
+            raise UserError(
+                f"{sizes[what]} {counted} over {mesh.shape[name]} devices of axis {name!r}",
+                field=what,
+                expected=f"a multiple of {mesh.shape[name]}",
+            )

@@ -1,0 +1,113 @@
+"""Anchor attention split over a mesh is the unsplit one, in values and gradients, alone and inside HMAT.
+
+The mesh needs several devices, so the comparisons run in a process of their own with eight host devices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SPLITS = {
+    "batch": ("data", "", ""),
+    "heads": ("", "", "model"),
+    "items": ("", "data", ""),
+    "all": ("data", "sequence", "model"),
+}
+
+
+def _compare() -> dict:
+    """Largest differences between split and unsplit; run with eight devices."""
+    import dataclasses
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+    from attention_fixtures import Case, make
+
+    from hisam_jax.kernels.anchor_attention import Tiles, anchor_attention
+    from hisam_jax.kernels.anchor_attention.sharded import Axes, sharded_anchor_attention
+    from tests.model_fixtures import small_batch, small_catalog, small_model, small_params
+
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "model"), axis_types=auto)
+    x = make(Case(items=20, tokens=5, heads=4, kv_heads=2, batch=2))
+    found = {}
+
+    def gap(one, other):
+        return max(
+            float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        )
+
+    def pulled(attend):
+        def loss(floats):
+            out = attend(*floats)
+            return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(x[:3])
+
+    for rule in ({}, {"strict": True, "window": 6}):
+        options = {"segment_ids": x.segment_BN, "tiles": Tiles(4, 8, 4, 8), "implementation": "xla", **rule}
+        whole = pulled(functools.partial(anchor_attention, **options))
+        for name, axes in SPLITS.items():
+            with jax.set_mesh(mesh):
+                split = pulled(functools.partial(sharded_anchor_attention, axes=Axes(*axes), **options))
+            found[f"{name} {rule}"] = gap(split, whole)
+
+    catalog = small_catalog()
+    batch = small_batch(catalog, rows=2, items=8)
+    config = {"heads": 4, "kv_heads": 2, "layers": 3, "remat": True}
+    model = small_model(**config)
+    params, loss_fn = small_params(model, catalog, batch)
+    key = jax.random.key(0)
+    whole = jax.jit(jax.value_and_grad(lambda p: loss_fn(p, batch, key)[0]))(params)
+    for name, axes in SPLITS.items():
+        split_model = dataclasses.replace(model.config, split=axes)
+        _, split_loss = small_params(model.clone(config=split_model), catalog, batch)
+        with jax.set_mesh(mesh):
+            split = jax.jit(jax.value_and_grad(lambda p, f=split_loss: f(p, batch, key)[0]))(params)
+        found[f"{name} hmat"] = gap(split, whole)
+
+    refused = {}
+    for name, axes in {"unknown": ("rows", "", ""), "uneven": ("", "", "data")}.items():
+        try:
+            with jax.set_mesh(mesh):
+                sharded_anchor_attention(x.q_BNTHD[:, :, :, :1], *(p[:, :, :, :1] for p in x[1:3]), axes=Axes(*axes))
+        except Exception as error:
+            refused[name] = f"{type(error).__name__}: {error}"
+    return {"differences": found, "refused": refused}
+
+
+@pytest.fixture(scope="module")
+def compared():
+    root = Path(__file__).parent
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    paths = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_split_is_unsplit_in_values_and_gradients(compared):
+    differences = compared["differences"]
+    assert len(differences) == 3 * len(SPLITS)
+    assert {name: value for name, value in differences.items() if not value < 1e-4} == {}
+
+
+def test_axes_that_do_not_fit_are_refused_by_name(compared):
+    assert (
+        "UserError: field 'batch': mesh axis 'rows'; expected data or sequence or model"
+        in compared["refused"]["unknown"]
+    )
+    assert "1 kv_heads over 2 devices of axis 'data'" in compared["refused"]["uneven"]
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compare()))
