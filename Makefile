@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 PYTEST_ARGS ?=
-BENCH ?= $(filter-out __init__ common,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))) \
+BENCH ?= $(filter-out __init__ common parts,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))) \
 	$(patsubst benchmarks/%/__main__.py,%,$(wildcard benchmarks/*/__main__.py))
 
 BIN := $(VENV)/bin

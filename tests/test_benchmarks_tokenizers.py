@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.tokenizers import __main__ as command
+from benchmarks import parts
 from benchmarks.tokenizers import collapse, mi, planted, real, training
+from benchmarks.tokenizers.__main__ import PAGE
 from hisam_jax.config import build
 from hisam_jax.tokenizer.registry import entry
 
@@ -53,10 +54,10 @@ def test_parts_that_are_not_asked_for_keep_their_figures(tmp_path):
     seeds = {"0": {"seconds": 1.0, "levels": {"shared/0": level}}, "1": {"seconds": 1.0, "levels": {"shared/0": worse}}}
     about = {"command": "c", "date": "d", "device": "e", "versions": {"jax": "1"}, "minutes": 1.0}
     made = {**about, "result": {"seeds": [0, 1], "cells": {"ml-1m|dst": seeds}}}
-    command.write(tmp_path, "collapse", made)
+    PAGE.write(tmp_path, "collapse", made)
     row = {"batch": 8, "products": 2, "gigaflops": 1.0, "step_seconds": 0.5, "product_seconds": 0.25}
     row |= {"items_per_second": {"fit": 1000.0, "step": 16.0, "products": 32.0}}
-    command.write(tmp_path, "training", {**about, "result": {"seeds": [0], "rows": [row]}})
+    PAGE.write(tmp_path, "training", {**about, "result": {"seeds": [0], "rows": [row]}})
     kept, page = json.loads((tmp_path / "tokenizers.json").read_text()), (tmp_path / "tokenizers.md").read_text()
     assert list(kept) == ["collapse", "training"] and kept["collapse"] == made
     assert "| dst | shared/0 | 50.0% | 95.0% | 200 | 200 | 1 of 2 |" in page and "| 50% | 1,000 |" in page
@@ -123,19 +124,19 @@ def test_differences_are_paired_by_user_and_averaged_over_seeds(tmp_path):
 def test_a_part_gets_only_the_options_that_it_takes(tmp_path, monkeypatch):
     given = {}
     module = types.SimpleNamespace(run=lambda work: given.update(work=work) or {"x": 1})
-    monkeypatch.setattr(command.importlib, "import_module", lambda name: module)
-    made = command.record("planted", {"work": tmp_path / "w", "data": None, "quick": True})
+    monkeypatch.setattr(parts.importlib, "import_module", lambda name: module)
+    made = PAGE.record("planted", {"work": tmp_path / "w", "data": None, "quick": True})
     assert made["command"] == "python -m benchmarks.tokenizers --only planted"
     assert given == {"work": tmp_path / "w"} and made["result"] == {"x": 1} and (tmp_path / "w").is_dir()
 
 
 def test_the_recorded_command_makes_the_part_anew(tmp_path, monkeypatch):
     module = types.SimpleNamespace(run=lambda data, seeds: {})
-    monkeypatch.setattr(command.importlib, "import_module", lambda name: module)
-    made = [command.record("real", {"work": tmp_path, "data": tmp_path, "seeds": seeds})["command"] for seeds in (1, 3)]
+    monkeypatch.setattr(parts.importlib, "import_module", lambda name: module)
+    made = [PAGE.record("real", {"work": tmp_path, "data": tmp_path, "seeds": seeds})["command"] for seeds in (1, 3)]
     assert made == [f"python -m benchmarks.tokenizers --data DIR --only real{more}" for more in ("", " --seeds 3")]
     module.run = lambda data: {}
-    made = command.record("collapse", {"work": tmp_path, "data": tmp_path, "seeds": 3})
+    made = PAGE.record("collapse", {"work": tmp_path, "data": tmp_path, "seeds": 3})
     assert made["command"] == "python -m benchmarks.tokenizers --data DIR --only collapse", "it takes no seeds"
 
 

@@ -12,9 +12,9 @@ from tests.model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog
 
 VARIANTS = [
     {},
-    {"strict": True},
+    {"strict": True, "window": 3},
     {"anchors": False},
-    {"actions": True, "ranking": 1.0},
+    {"actions": True, "ranking": 1.0, "window": 4},
     {"anchors": False, "actions": True, "ranking": 1.0},
 ]
 
