@@ -62,6 +62,7 @@ CASES = {
     "bf16": Case(53, 5, dtype="bfloat16", segments="packed", width=64, heads=4, kv_heads=2),
     "bf16, 8 tokens": Case(50, 8, dtype="bfloat16", tiles=Tiles(6, 16, 4, 32), width=48),
     "one item": Case(1, 5),
+    "more rows a kv head than a tile takes": Case(17, 17, heads=8, segments="packed", width=8, tiles=Tiles(8, 8, 8, 8)),
 }
 
 
@@ -185,6 +186,7 @@ SLOW = {
     "segments shuffled",
     "bf16, 8 tokens",
     "one item",
+    "more rows a kv head than a tile takes",
 }
 
 
@@ -369,4 +371,5 @@ def test_mosaic_compiles_odd_sizes():
             for tokens, width in tokens_and_widths
             for dtype in ("bfloat16", "float32")
         ]
+        + [_target("v5e", 64, 17, 128, dtype, heads=(16, 1)) for dtype in ("bfloat16", "float32")]
     )
