@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("PJRT_NPROC", str(max(8, os.cpu_count() or 1)))  # fewer hang the interpreter of GPU kernels
 
 import hypothesis
 import pytest

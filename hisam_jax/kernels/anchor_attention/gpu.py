@@ -1,13 +1,16 @@
 """Anchor attention in Pallas Mosaic GPU (`plgpu.kernel`: wgmma and TMA, Hopper and newer).
 
-bfloat16 only, as `wgmma` multiplies float32 no better than in TF32; head width 64 or 128. Rows are the tokens of a batch
-entry in order, padded to whole tiles; grouped key/value heads are never repeated.
+bfloat16 only, as `wgmma` multiplies float32 no better than in TF32; head width 64 or 128. Rows are the tokens of a
+batch entry in order, padded to whole tiles; grouped key/value heads are never repeated. The kernels read nothing of
+`Rule.first`: where the items stand among the anchors is data. The ptxas of CUDA 12.8 up to 12.9.0 is known to
+miscompile causal masks of such kernels: use a later one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from hisam_jax.kernels.anchor_attention.gpu_tile import HALF, LOG2_E, ROWS
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
 
 WIDTHS = (64, 128)
+POOL = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Problem:
         block: anchors of a block.
         scale: of scores, in bits.
         own_steps: tiles of 64 keys that the items of 64 rows touch: 2 where items cross the tiles' edges.
+        slots: tiles under way from global to shared memory.
     """
 
     tokens: int
@@ -41,17 +46,23 @@ class Problem:
     block: int
     scale: float
     own_steps: int
+    slots: int
 
 
 @contextlib.contextmanager
 def interpreted(**params):
     """Kernels traced within run on the CPU, for their values; needs the interpreter of jax 0.12.
 
+    A program's three warpgroups are threads that wait for each other inside XLA's pool: one of fewer than 8 hangs, so
+    set the environment's PJRT_NPROC to 8 or more before jax starts.
+
     Raises:
-        NotImplementedError: this jax has none.
+        NotImplementedError: this jax has no interpreter, or the pool is too small.
     """
     if not hasattr(plgpu, "force_gpu_interpret_mode"):
         raise NotImplementedError(f"jax {jax.__version__} does not interpret Mosaic GPU kernels: 0.12 does")
+    if int(os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or os.cpu_count() or 1) < POOL:
+        raise NotImplementedError(f"the interpreter hangs in a pool of few threads: set PJRT_NPROC to {POOL} or more")
     token = gpu_tile.in_place.set(False)
     try:
         with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(**params)):
@@ -61,10 +72,13 @@ def interpreted(**params):
 
 
 def tiles(sizes: Sizes) -> Tiles:
-    """Tile sizes that fit registers and shared memory of an H100; rows come in 128s, whatever the items' size."""
+    """Tile sizes that fit an H100's registers and shared memory.
+
+    Rows come in 128s, in the kernel for anchors in 64s, whatever is asked of items; anchors in 64s or 128s.
+    """
     items = -(-ROWS // sizes.tokens)
     anchors = ROWS if sizes.anchors > HALF else HALF
-    return Tiles(items, anchors, items, HALF)
+    return Tiles(items, anchors, items, HALF if sizes.width > HALF else anchors)
 
 
 def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
@@ -89,7 +103,9 @@ def _problem(x: Inputs, rule: Rule, anchors: int) -> Problem:
     if tokens > HALF:
         raise NotImplementedError(f"the gpu kernel takes items of at most {HALF} tokens, not {tokens}")
     block = HALF if anchors <= HALF else ROWS
-    return Problem(tokens, rule.window, group, block, width**-0.5 * LOG2_E, 1 if HALF % tokens == 0 else 2)
+    return Problem(
+        tokens, rule.window, group, block, width**-0.5 * LOG2_E, 1 if HALF % tokens == 0 else 2, 256 // width
+    )
 
 
 def _prepare(x: Inputs, rule: Rule, block: int):

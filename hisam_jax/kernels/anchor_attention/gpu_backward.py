@@ -27,7 +27,7 @@ def queries(arrays, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4, pr
     q_BRHD = arrays[0]
     batch, rows, heads, width = q_BRHD.shape
     scratch = dict(
-        **stream.scratch(width, problem.block),
+        **stream.scratch(problem, width),
         q_smem=tiled.matrix_scratch((2, HALF, width)),
         d_out_smem=tiled.matrix_scratch((2, HALF, width)),
         marks_smem=plgpu.SMEM((2, 2, HALF), jnp.int32),
@@ -43,6 +43,7 @@ def queries(arrays, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4, pr
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=tiled.PARAMS,
+        kernel_name="anchor_attention_queries",
     )(*arrays, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4)
 
 
@@ -130,6 +131,7 @@ def own_tokens(q_BRHD, k_BRGD, v_BRGD, d_out_BRHD, stats_BH3R, problem):
         num_threads=1,
         thread_name="warpgroup",
         compiler_params=tiled.PARAMS,
+        kernel_name="anchor_attention_own_tokens",
     )(q_BRHD, k_BRGD, v_BRGD, d_out_BRHD, stats_BH3R)
 
 
@@ -141,7 +143,9 @@ def _own_program(problem, q, k, v, d_out, stats, d_k, d_v, **scratch):
     plgpu.copy_gmem_to_smem(v.at[mine], s.v_smem, s.keys_ready)
     plgpu.barrier_wait(s.keys_ready)
 
-    def one(number, carry, part):
+    def one(step, carry):  # one loop, so that no mask is kept in registers across its steps
+        part = lax.div(step, jnp.int32(problem.group))
+        number = step - part * problem.group
         query_row = key_row + part * HALF
         rows, query_head = pl.ds(jnp.minimum(query_row, q.shape[1] - HALF), HALF), head * problem.group + number
         plgpu.copy_gmem_to_smem(q.at[batch, rows, query_head], s.q_smem, s.ready)
@@ -153,8 +157,7 @@ def _own_program(problem, q, k, v, d_out, stats, d_k, d_v, **scratch):
         return tiled.key_gradients(problem, s.k_smem, s.v_smem, s, mask_CR, carry)
 
     carry = tiled.zeros(HALF, k.shape[-1]), tiled.zeros(HALF, k.shape[-1])
-    for part in range(problem.own_steps):
-        carry = lax.fori_loop(0, problem.group, functools.partial(one, part=part), carry)
+    carry = lax.fori_loop(0, problem.own_steps * problem.group, one, carry)
     s.k_smem[...] = (carry[0] * (problem.scale / LOG2_E)).astype(k.dtype)
     s.v_smem[...] = carry[1].astype(k.dtype)
     plgpu.commit_smem()

@@ -19,7 +19,6 @@ from hisam_jax.kernels.anchor_attention import gpu_tile as tiled
 from hisam_jax.kernels.anchor_attention.gpu_backward import DELTA, FAR
 from hisam_jax.kernels.anchor_attention.gpu_tile import HALF, LOG2_E, ROWS
 
-SLOTS = 2
 BLOCK = ROWS
 PROGRAMS = 264  # two rounds of an H100's 132 multiprocessors
 MOST_PARTS = 16
@@ -29,35 +28,36 @@ def anchors(q_BRHD, anchor_k_BMGD, anchor_v_BMGD, d_out_BRHD, stats_BH3R, marks_
     """`(d_anchor_k_BMGD, d_anchor_v_BMGD)` in float32; M is a multiple of `BLOCK`."""
     batch, count, heads, width = anchor_k_BMGD.shape
     blocks = count // BLOCK
-    parts = max(1, min(MOST_PARTS, PROGRAMS // (blocks * heads * batch), order_BX4.shape[1] * BLOCK // HALF))
+    parts = max(1, min(MOST_PARTS, PROGRAMS // (blocks * heads * batch), q_BRHD.shape[1] // HALF))
     shape = jax.ShapeDtypeStruct((parts, *anchor_k_BMGD.shape), jnp.float32)
     parts_k, parts_v = plgpu.kernel(
         functools.partial(_program, problem, parts),
         out_type=(shape, shape),
-        scratch_types=_scratch(width),
+        scratch_types=_scratch(problem.slots, width),
         grid=(heads, blocks * parts, batch),
         grid_names=("heads", "blocks", "batch"),
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=tiled.PARAMS,
+        kernel_name="anchor_attention_anchors",
     )(q_BRHD, anchor_k_BMGD, anchor_v_BMGD, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4)
     return parts_k.sum(axis=0), parts_v.sum(axis=0)
 
 
-def _scratch(width: int) -> dict:
+def _scratch(slots: int, width: int) -> dict:
     return dict(
         k_smem=tiled.matrix_scratch((2, HALF, width)),
         v_smem=tiled.matrix_scratch((2, HALF, width)),
         segment_smem=plgpu.SMEM((2, HALF), jnp.int32),
-        q_smem=tiled.matrix_scratch((SLOTS, HALF, width)),
-        d_out_smem=tiled.matrix_scratch((SLOTS, HALF, width)),
-        lse_smem=plgpu.SMEM((SLOTS, HALF), jnp.float32),
-        delta_smem=plgpu.SMEM((SLOTS, HALF), jnp.float32),
-        marks_smem=plgpu.SMEM((SLOTS, 2, HALF), jnp.int32),
+        q_smem=tiled.matrix_scratch((slots, HALF, width)),
+        d_out_smem=tiled.matrix_scratch((slots, HALF, width)),
+        lse_smem=plgpu.SMEM((slots, HALF), jnp.float32),
+        delta_smem=plgpu.SMEM((slots, HALF), jnp.float32),
+        marks_smem=plgpu.SMEM((slots, 2, HALF), jnp.int32),
         out_smem=tiled.float_scratch((2, HALF, width)),
         keys_ready=plgpu.Barrier(num_barriers=2, num_arrivals=3),
-        ready=plgpu.Barrier(num_barriers=SLOTS, num_arrivals=6),
-        free=plgpu.Barrier(num_barriers=SLOTS, num_arrivals=2),
+        ready=plgpu.Barrier(num_barriers=slots, num_arrivals=6),
+        free=plgpu.Barrier(num_barriers=slots, num_arrivals=2),
     )
 
 
@@ -86,11 +86,11 @@ def _stream(problem, at, s, q, d_out, stats, marks, order) -> None:
 
     @pl.loop(0, length * problem.group)
     def _(number):
-        slot = lax.rem(number, jnp.int32(SLOTS))
+        slot = lax.rem(number, jnp.int32(problem.slots))
         member = lax.div(number, length)
         head = at.heads * problem.group + member
 
-        @pl.when(number >= SLOTS)
+        @pl.when(number >= problem.slots)
         def _():
             plgpu.barrier_wait(s.free.at[slot])
 
@@ -115,7 +115,7 @@ def _compute(problem, at, s, anchor_k, anchor_v, segment, order, d_k, d_v) -> No
     segment_C = tiled.by_row(s.segment_smem.at[wg])
 
     def step(number, carry, member, masked):
-        slot = lax.rem(member * (at.end - at.begin) + number - at.begin, jnp.int32(SLOTS))
+        slot = lax.rem(member * (at.end - at.begin) + number - at.begin, jnp.int32(problem.slots))
         plgpu.barrier_wait(s.ready.at[slot])
         mask_CR = None
         if masked:

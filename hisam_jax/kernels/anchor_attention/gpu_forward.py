@@ -1,8 +1,8 @@
 """Forward kernel of anchor attention on Hopper: two warpgroups compute, a third streams keys and values in by TMA.
 
-A program takes 128 rows of one query head, 64 to each computing warpgroup. Its steps are first the rows' own items, then
-blocks of anchors: those that need a mask, then those that need none (`gpu_plan.order_of_visits`). As every row that is
-not padding reads itself, no running maximum is ever that of nothing.
+A program takes 128 rows of one query head, 64 to each computing warpgroup. Its steps are first the rows' own items,
+then blocks of anchors: those that need a mask, then those that need none (`gpu_plan.order_of_visits`). As every row
+that is not padding reads itself, no running maximum is ever that of nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ def attend(q_BRHD, k_BRGD, v_BRGD, anchor_k_BMGD, anchor_v_BMGD, marks_B2R, segm
     return plgpu.kernel(
         functools.partial(_program, problem),
         out_type=out,
-        scratch_types=_scratch(width, problem.block),
+        scratch_types=_scratch(problem, width),
         grid=(heads, rows // ROWS, batch),
         grid_names=("heads", "tiles", "batch"),
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=tiled.PARAMS,
+        kernel_name="anchor_attention_forward",
     )(q_BRHD, k_BRGD, v_BRGD, anchor_k_BMGD, anchor_v_BMGD, marks_B2R, segment_BM, order_BX4)
 
 
-def _scratch(width: int, block: int) -> dict:
+def _scratch(problem, width: int) -> dict:
     return dict(
-        **stream.scratch(width, block),
+        **stream.scratch(problem, width),
         q_smem=tiled.matrix_scratch((2, HALF, width)),
         marks_smem=plgpu.SMEM((2, 2, HALF), jnp.int32),
         lse_smem=plgpu.SMEM((2, HALF), jnp.float32),

@@ -1,8 +1,8 @@
 """What the GPU kernels are told beside the arrays: marks of query rows, and which blocks of keys a tile of rows visits.
 
-Rows are the tokens of a batch entry in order: row r is slot `r % T` of item `r // T`. Tiles of rows and blocks of anchors
-need not begin where items or segments do; what a tile may read of a block is decided here, in plain XLA, from the least
-and greatest marks of each, so that the kernels skip what nobody reads and mask only where it is needed.
+Rows are the tokens of a batch entry in order: row r is slot `r % T` of item `r // T`. Tiles of rows and blocks of
+anchors need not begin where items or segments do; what a tile may read of a block is decided here, in plain XLA, from
+the least and greatest marks of each, so that the kernels skip what nobody reads and mask only where it is needed.
 """
 
 from __future__ import annotations

@@ -12,19 +12,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from hisam_jax.kernels.anchor_attention import gpu_tile as tiled
 from hisam_jax.kernels.anchor_attention.gpu_tile import HALF, ROWS
 
-SLOTS = 2
 
-
-def scratch(width: int, block: int) -> dict:
+def scratch(problem, width: int) -> dict:
     """Slots of keys and values with the anchors' segments, and the barriers that say which are full and which free."""
+    slots = problem.slots
     return dict(
-        k_smem=tiled.matrix_scratch((SLOTS, ROWS, width)),
-        v_smem=tiled.matrix_scratch((SLOTS, ROWS, width)),
-        segment_smem=plgpu.SMEM((SLOTS, block), jnp.int32),
-        k_ready=plgpu.Barrier(num_barriers=SLOTS, num_arrivals=2),
-        v_ready=plgpu.Barrier(num_barriers=SLOTS),
-        k_free=plgpu.Barrier(num_barriers=SLOTS, num_arrivals=2),
-        v_free=plgpu.Barrier(num_barriers=SLOTS, num_arrivals=2),
+        k_smem=tiled.matrix_scratch((slots, ROWS, width)),
+        v_smem=tiled.matrix_scratch((slots, ROWS, width)),
+        segment_smem=plgpu.SMEM((slots, problem.block), jnp.int32),
+        k_ready=plgpu.Barrier(num_barriers=slots, num_arrivals=2),
+        v_ready=plgpu.Barrier(num_barriers=slots),
+        k_free=plgpu.Barrier(num_barriers=slots, num_arrivals=2),
+        v_free=plgpu.Barrier(num_barriers=slots, num_arrivals=2),
     )
 
 
@@ -39,7 +38,7 @@ def place(rows: int, order) -> SimpleNamespace:
 
 def slot_of(problem, step):
     """The slot of a step over anchors."""
-    return lax.rem(step + problem.own_steps, jnp.int32(SLOTS))
+    return lax.rem(step + problem.own_steps, jnp.int32(problem.slots))
 
 
 def fill(problem, at, s, k, v, anchor_k, anchor_v, segment, order) -> None:
@@ -61,7 +60,7 @@ def fill(problem, at, s, k, v, anchor_k, anchor_v, segment, order) -> None:
     def _(step):
         slot = slot_of(problem, step)
 
-        @pl.when(step + problem.own_steps >= SLOTS)
+        @pl.when(step + problem.own_steps >= problem.slots)
         def _():
             plgpu.barrier_wait(s.k_free.at[slot])
             plgpu.barrier_wait(s.v_free.at[slot])

@@ -22,7 +22,7 @@ ROWS = 2 * HALF
 LOG2_E = float(np.log2(np.e))
 NEVER = -MASKED  # subtracted in an exponent, it leaves zero
 
-# Lane semantics on both versions of jax: layouts are said, not inferred. No reduction crosses warps but that of columns.
+# Lane semantics on both versions of jax: layouts are said, not inferred.
 PARAMS = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
 
 
@@ -113,11 +113,12 @@ def local_mask(query_first, key_first, tokens: int, columns: int, *, queries_in:
         columns: of the tile; it has 64 rows.
         queries_in: whether the tile's `rows` or its `columns` are queries.
     """
-    query_axis = 0 if queries_in == "rows" else 1
-    query = query_first + numbers((HALF, columns), query_axis)
-    key = key_first + numbers((HALF, columns), 1 - query_axis)
-    begins = query - lax.rem(query, jnp.int32(tokens))
-    return (key <= query) & (key >= begins)
+    row, column = numbers((HALF, columns), 0), numbers((HALF, columns), 1)
+    if queries_in == "rows":
+        query, key = query_first + row, key_first + column
+        return (key <= query) & (key >= query - lax.rem(query, jnp.int32(tokens)))
+    query, key = query_first + column, key_first + row  # what is divided is a row's, of which a thread has two
+    return (query >= key) & (query < key - lax.rem(key, jnp.int32(tokens)) + tokens)
 
 
 def anchor_mask(limit, row_segment, anchor, segment, window: int | None) -> jax.Array:

@@ -1,0 +1,336 @@
+"""Anchor attention's Mosaic GPU kernels: values by jax 0.12's interpreter, and a real compile for H100 without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental import topologies
+
+from hisam_jax.kernels.anchor_attention import gpu, gpu_plan
+from hisam_jax.kernels.anchor_attention.core import Inputs, Rule, attend
+from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
+
+SMALL = Tiles(26, 64, 26, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sizes and mask of one attention: `items` query items stand at position `first` of `anchors`."""
+
+    tokens: int
+    items: int
+    anchors: int
+    first: int = 0
+    heads: int = 1
+    kv_heads: int = 1
+    width: int = 64
+    batch: int = 1
+    rule: Rule = Rule()
+    packing: str = "packed"
+
+    def sizes(self) -> Sizes:
+        return Sizes(self.items, self.tokens, self.heads, self.kv_heads, self.width, self.anchors, 2)
+
+
+def segments(case: Case, random) -> np.ndarray:
+    """One user a row; or several, the last items padding; or padding everywhere, users of one item between."""
+    shape = (case.batch, case.anchors)
+    if case.packing == "one":
+        return np.ones(shape, np.int32)
+    if case.packing == "sparse":
+        return np.where(np.arange(case.anchors) % 3 == 1, np.arange(case.anchors), 0)[None].repeat(case.batch, 0)
+    ids = np.sort(random.integers(1, 4, shape), axis=1)
+    ids[:, -max(1, case.anchors // 12) :] = 0
+    return ids
+
+
+def inputs(case: Case) -> Inputs:
+    random = np.random.default_rng(case.tokens)
+
+    def normal(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.bfloat16)
+
+    segment_BM = jnp.asarray(segments(case, random), jnp.int32)
+    own = (case.batch, case.items, case.tokens)
+    anchors = (case.batch, case.anchors, case.kv_heads, case.width)
+    q, k, v = (normal(*own, heads, case.width) for heads in (case.heads, case.kv_heads, case.kv_heads))
+    segment_BN = segment_BM[:, case.first : case.first + case.items]
+    return Inputs(q, k, v, normal(*anchors), normal(*anchors), segment_BN, segment_BM, jnp.int32(case.first))
+
+
+def allowed(x: Inputs, rule: Rule):
+    """`(local_BNTT, far_BNTM)`, from the rule in words, element by element."""
+    items, tokens = x.q_BNTHD.shape[1:3]
+    item_N, anchor_M = x.first + jnp.arange(items), jnp.arange(x.anchor_k_BMGD.shape[1])
+    real_BN = x.segment_BN > 0
+    distance_NM = item_N[:, None] - anchor_M[None]
+    near_NM = (distance_NM > 0) & (distance_NM <= (10**6 if rule.window is None else rule.window))
+    together_BNM = (x.segment_BN[:, :, None] == x.anchor_segment_BM[:, None]) & real_BN[..., None] & near_NM
+    reads_T = ~((jnp.arange(tokens) == tokens - 1) & rule.strict)
+    local_TT = jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
+    return real_BN[:, :, None, None] & local_TT, together_BNM[:, :, None] & reads_T[:, None]
+
+
+def dense(x: Inputs, rule: Rule, dtype=jnp.float32):
+    """Scores of everything, in `dtype` with float32 sums and softmax."""
+    repeats = x.q_BNTHD.shape[3] // x.k_BNTGD.shape[3]
+    q, k, v, anchor_k, anchor_v = (part.astype(dtype) for part in x[:5])
+    k, v, anchor_k, anchor_v = (jnp.repeat(part, repeats, axis=-2) for part in (k, v, anchor_k, anchor_v))
+    local_BNTT, far_BNTM = allowed(x, rule)
+
+    def dot(form, a, b):
+        return jnp.einsum(form, a, b, preferred_element_type=jnp.float32, precision="highest")
+
+    local = jnp.where(local_BNTT[:, :, :, None], dot("bnthd,bnshd->bnths", q, k), -jnp.inf)
+    far = jnp.where(far_BNTM[:, :, :, None], dot("bnthd,bmhd->bnthm", q, anchor_k), -jnp.inf)
+    scores = jnp.concatenate([local, far], axis=-1) * q.shape[-1] ** -0.5
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - jnp.where(jnp.isfinite(lse), lse, 0.0)[..., None]).astype(dtype)
+    local, far = jnp.split(weights, [q.shape[2]], axis=-1)
+    return (dot("bnths,bnshd->bnthd", local, v) + dot("bnthm,bmhd->bnthd", far, anchor_v)).astype(dtype), lse
+
+
+def root_mean_square(x) -> float:
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+def assert_no_worse_than_bfloat16(found, truth, in_bfloat16, name="", times=1.1):
+    found, truth, in_bfloat16 = (np.asarray(x, np.float32) for x in (found, truth, in_bfloat16))
+    assert np.isfinite(found).all(), name
+    error, usual = found - truth, in_bfloat16 - truth
+    assert root_mean_square(error) <= times * root_mean_square(usual) + 1e-6, name
+    assert np.abs(error).max() <= 2 * np.abs(usual).max() + 1e-6, name  # one element wrong does not hide in a mean
+
+
+@pytest.fixture
+def interpreted():
+    try:
+        with gpu.interpreted():
+            yield
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+
+
+def check_values(case: Case, tiles: Tiles):
+    x = inputs(case)
+    out, lse = jax.jit(lambda x: gpu.forward(x, case.rule, tiles))(x)
+    truth, truth_lse = dense(x, case.rule)
+    assert_no_worse_than_bfloat16(out, truth, dense(x, case.rule, jnp.bfloat16)[0])
+    np.testing.assert_allclose(lse, truth_lse, atol=2e-5)  # -inf where nothing is read, in both
+
+
+def check_gradients(case: Case, tiles: Tiles):
+    x, random = inputs(case), np.random.default_rng(5)
+    weight = jnp.asarray(random.normal(size=x.q_BNTHD.shape), jnp.bfloat16).astype(jnp.float32)
+    weight_lse = jnp.asarray(random.normal(size=x.q_BNTHD.shape[:-1]), jnp.float32)
+
+    def gradients(attention, arrays):
+        def loss(*arrays):
+            out, lse = attention(Inputs(*arrays, *x[5:]))
+            return (out * weight).sum() + (jnp.where(jnp.isfinite(lse), lse, 0.0) * weight_lse).sum()
+
+        return jax.jit(jax.grad(loss, range(5)))(*arrays)
+
+    found = gradients(lambda x: attend(x, gpu.IMPLEMENTATION, case.rule, tiles), x[:5])
+    truth = gradients(lambda x: dense(x, case.rule), [part.astype(jnp.float32) for part in x[:5]])
+    usual = gradients(lambda x: dense(x, case.rule, jnp.bfloat16), x[:5])
+    for name, *parts in zip(Inputs._fields, found, truth, usual, strict=False):
+        assert parts[0].dtype == jnp.bfloat16
+        assert_no_worse_than_bfloat16(*parts, name, times=1.5)  # delta is that of the output rounded to bfloat16
+
+
+# Tiles of 128 rows: at least three; blocks of 64 anchors: at least three, of 128 in the anchors' gradients.
+QUICK = {
+    "cached, window, strict": Case(5, 54, 300, 210, rule=Rule(strict=True, window=150)),
+    "grouped heads, packed": Case(8, 40, 260, 220, heads=2, packing="packed"),
+}
+THOROUGH = {
+    "two tokens, many items": Case(2, 300, 300, packing="one"),
+    "wide": Case(8, 40, 300, 260, heads=2, kv_heads=1, width=128, packing="one"),
+    "seventeen tokens, grouped": Case(17, 24, 330, 306, heads=4, kv_heads=2, rule=Rule(strict=True)),
+    "users of one item, and none": Case(5, 80, 300, 130, packing="sparse"),
+    "narrow window": Case(2, 200, 300, 100, rule=Rule(window=20), packing="one"),
+    "batch": Case(5, 60, 280, 220, batch=2, heads=2, kv_heads=1),
+}
+
+
+@pytest.mark.parametrize("case", QUICK.values(), ids=QUICK)
+def test_values_equal_the_dense_ones(case, interpreted):
+    check_values(case, SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", THOROUGH.values(), ids=THOROUGH)
+def test_values_equal_the_dense_ones_thoroughly(case, interpreted):
+    check_values(case, SMALL)
+    check_values(case, gpu.tiles(case.sizes()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*QUICK.values(), *THOROUGH.values()], ids=[*QUICK, *THOROUGH])
+def test_gradients_equal_the_dense_ones(case, interpreted):
+    check_gradients(case, SMALL)
+
+
+def test_gradients_of_several_users_equal_the_dense_ones(interpreted):
+    check_gradients(Case(5, 30, 100, 70), SMALL)
+
+
+@settings(max_examples=10)  # each compiles its own shapes
+@given(
+    tokens=st.integers(2, 17),
+    items=st.integers(1, 90),
+    before=st.integers(0, 150),
+    after=st.integers(0, 20),
+    strict=st.booleans(),
+    window=st.none() | st.integers(1, 100),
+    packing=st.sampled_from(["one", "packed", "sparse"]),
+    tile=st.sampled_from([64, 128]),
+    block=st.sampled_from([64, 128]),
+)
+def test_the_plan_visits_all_that_is_read_and_leaves_masks_out_only_where_all_is(
+    tokens, items, before, after, strict, window, packing, tile, block
+):
+    rule = Rule(strict=strict, window=window)
+    case = Case(tokens, items, before + items + after, before, batch=2, rule=rule, packing=packing)
+    x = inputs(case)
+    rows = -(-items * tokens // tile) * tile
+    marks = gpu_plan.row_marks(x, rule, rows)
+    segment = gpu._padded(x.anchor_segment_BM, block)
+    some, every = gpu_plan.visits(marks, segment, rule, tile, block)
+    reads = np.zeros((2, rows, segment.shape[1]), bool)
+    reads[:, : items * tokens, : case.anchors] = np.asarray(allowed(x, rule)[1]).reshape(2, -1, case.anchors)
+    tiles = reads.reshape(2, rows // tile, tile, -1, block)
+    assert not (tiles.any((2, 4)) & ~np.asarray(some)).any()
+    reading = np.asarray(marks[:, 0] > 0).reshape(2, -1, tile)
+    full = (tiles.all(axis=4) | ~reading[..., None]).all(axis=2)
+    assert not (np.asarray(every) & ~full).any()
+    for order, needed, unmasked in (
+        (gpu_plan.order_of_visits(some, every), tiles.any((2, 4)), full),
+        (gpu_plan.order_of_visits(*(x.swapaxes(1, 2) for x in (some, every))), *_turned(tiles.any((2, 4)), full)),
+    ):
+        _check_order(np.asarray(order), needed, unmasked)
+
+
+def _turned(*arrays):
+    return [array.swapaxes(1, 2) for array in arrays]
+
+
+def _check_order(order, needed, unmasked):
+    for at in np.ndindex(order.shape[:2]):
+        low, turn, masked, total = order[at]
+        visited = [low + (turn + step) % total for step in range(total)]
+        assert len(set(visited)) == total and set(np.flatnonzero(needed[at])) <= set(visited)
+        assert 0 <= masked <= total and unmasked[at][visited[masked:]].all()
+
+
+def test_most_of_a_long_history_needs_no_mask():
+    """1,024 items of 8: a tile of 16 items ends in one block of 128 anchors; only that one is masked."""
+    case = Case(8, 1024, 1024, packing="one")
+    x = inputs(case)
+    marks = gpu_plan.row_marks(x, case.rule, 8192)
+    order = np.asarray(gpu_plan.order_of_visits(*gpu_plan.visits(marks, x.anchor_segment_BM, case.rule, 128, 128)))
+    assert (order[..., 2] == 1).all()
+    assert (order[0, :, 3] == np.arange(64) // 8 + 1).all()
+
+
+def test_strict_rows_do_not_spoil_the_tiles_that_need_no_mask():
+    case = Case(8, 1024, 1024, packing="one", rule=Rule(strict=True))
+    x = inputs(case)
+    marks = gpu_plan.row_marks(x, case.rule, 8192)
+    order = np.asarray(gpu_plan.order_of_visits(*gpu_plan.visits(marks, x.anchor_segment_BM, case.rule, 128, 128)))
+    assert order[..., 2].max() == 1
+
+
+@pytest.mark.parametrize(
+    "case, dtype, word",
+    [
+        (Case(5, 8, 8), jnp.float32, "bfloat16"),
+        (Case(5, 8, 8, width=32), jnp.bfloat16, "width"),
+        (Case(65, 2, 2), jnp.bfloat16, "tokens"),
+    ],
+    ids=["float32", "width", "tokens"],
+)
+def test_what_the_kernel_does_not_take_is_refused_with_the_reason(case, dtype, word):
+    x = inputs(case)
+    x = Inputs(*(part.astype(dtype) for part in x[:5]), *x[5:])
+    with pytest.raises(NotImplementedError, match=word):
+        gpu.forward(x, case.rule, gpu.tiles(case.sizes()))
+
+
+H100 = """
+gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84978434048
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+COMPILED = [  # all of the rule in some of them; heads 4, key/value heads 2
+    Case(5, 1024, 1024, heads=4, kv_heads=2, width=128),
+    Case(8, 1024, 1024, heads=4, kv_heads=2, width=128),
+    Case(5, 1024, 1024, heads=4, kv_heads=4, width=64, rule=Rule(strict=True, window=100)),
+    Case(8, 50, 50, heads=4, kv_heads=2, width=64, batch=8),
+    Case(8, 4096, 4096, heads=4, kv_heads=4, width=128, rule=Rule(window=512)),
+    Case(5, 8, 4096, 4088, heads=4, kv_heads=2, width=128, batch=4),
+    Case(17, 300, 300, heads=2, kv_heads=1, width=128),
+]
+
+
+def compile_for_h100(case: Case) -> None:
+    """The gradient of one attention, through XLA, Mosaic GPU and ptxas."""
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="1x1x1", topology="1x1x1", target_config=H100
+    )
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P())
+    tiles = gpu.tiles(case.sizes())
+    x = jax.eval_shape(lambda: inputs(case))
+    x = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding), x)
+
+    def step(x):
+        def loss(*arrays):
+            out, lse = attend(Inputs(*arrays, *x[5:]), gpu.IMPLEMENTATION, case.rule, tiles)
+            return out.astype(jnp.float32).sum() + lse.sum()
+
+        return jax.grad(loss, range(5))(*x[:5])
+
+    jax.jit(step).trace(x).lower().compile()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="jax-cuda13-plugin is not installed")
+@pytest.mark.skipif(shutil.which("ptxas") is None, reason="there is no ptxas")
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, len(COMPILED)))], ids=str
+)
+def test_the_kernels_compile_for_h100_without_spilling(number, tmp_path):
+    """In a process of its own: the CUDA plugin stays out of this one, and Mosaic reads its environment at the start."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "MOSAIC_GPU_DUMP_PTXAS": "1",
+        "MOSAIC_GPU_DUMP_TO": str(tmp_path),
+    }
+    script = f"import {Path(__file__).stem} as t; t.compile_for_h100(t.COMPILED[{number}])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    reports = {path.name.rsplit("_", 1)[0]: path.read_text() for path in tmp_path.glob("*.ptxas")}
+    assert set(reports) == {f"anchor_attention_{part}" for part in ("forward", "queries", "own_tokens", "anchors")}
+    for name, report in reports.items():
+        assert "sm_90a" in report and "0 bytes spill stores, 0 bytes spill loads" in report, (name, report)
