@@ -152,7 +152,7 @@ def test_weights_of_mutual_information_are_compared_seed_by_seed():
 
     seeds = {str(seed): {f"{g}/0": dict.fromkeys(planted.FACTORS, 0.5) for g in planted.WANTED} for seed in range(2)}
     of = {"0.0": entry([0.3, 0.1], 0.7), "0.5": entry([0.2, 0.1], 0.2)}
-    page = mi.markdown({"planted": {"0.0": seeds}, "downstream": {"1": of}, "default": "0.5"})
+    page = mi.markdown({"planted": {"0.0": seeds}, "downstream": {"1": of}, "base": "0.5"})
     half = 12.706 * np.std([0.1, 0.0], ddof=1) / 2**0.5
     assert f"over seeds ± {half:.4f}" in page and "| 0.0 - 0.5 |" in page and "| 0.5 - 0.5 |" not in page
     assert "| 0.5 | 2 | 0.200 | 9 |" in page and "0.500 ± 0.000" in page

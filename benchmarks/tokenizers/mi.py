@@ -14,7 +14,6 @@ from benchmarks.common import interval, table
 from benchmarks.tokenizers import planted, real
 from benchmarks.tokenizers.datasets import SETS, prepared
 from benchmarks.tokenizers.real_tables import METRICS
-from hisam_jax.tokenizer.dst_config import DSTConfig
 
 SET = "ml-1m"
 WEIGHTS = (0.0, 0.1, 0.25, 0.5)
@@ -45,9 +44,9 @@ def run(work: Path, data: Path, datasets: Path, quick: bool = False) -> dict[str
     real.run_side_by_side([cell for plan in plans.values() for cells in plan.values() for cell in cells])
     shop = range(1 if quick else PLANTED_SEEDS)
     cells = {str(weight): planted.over_seeds(_variant(weight), shop, work, datasets, quick) for weight in weights}
-    base = str(DSTConfig().mi_weight)
+    base = str(weights[-1])
     downstream = {times: real.gather(plan, base) for times, plan in plans.items()}
-    return {"seeds": list(range(seeds)), "default": base, "planted": cells, "downstream": downstream}
+    return {"seeds": list(range(seeds)), "base": base, "planted": cells, "downstream": downstream}
 
 
 def _variant(weight: float) -> tuple[str, dict[str, str], str]:
@@ -63,11 +62,11 @@ def _cell(dataset: Path, work: Path, weight: float, seed: int, times: int, quick
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The shop by weight, then the fixed model by weight, then differences from the default weight."""
+    """The shop by weight, then the fixed model by weight, then differences from the heaviest weight."""
     parts = [INTRODUCTION, _planted(result["planted"])]
     for times, of in result["downstream"].items():
         parts.append(f"{'As many steps as in `real`' if times == '1' else f'{times} times the steps'}:\n")
-        parts += [_levels(of), _differences(of, result["default"])]
+        parts += [_levels(of), _differences(of, result["base"])]
     return "\n".join(parts)
 
 

@@ -86,7 +86,7 @@ class DSTConfig:
     shared_reconstruction_weight: float = 1.0
     commitment_weight: float = 0.05
     codebook_weight: float = 1.0
-    mi_weight: float = 0.5
+    mi_weight: float = 0.25
     mi_specific_weight: float = 0.0
     mi_estimator: Literal["categorical", "gaussian"] = "categorical"
     mi_temperature: float = 0.25
