@@ -10,64 +10,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attention_fixtures
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_fixtures import check, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import topologies
 
-from hisam_jax.kernels.anchor_attention import gpu, gpu_plan
+from hisam_jax.kernels.anchor_attention import gpu, gpu_plan, reference
 from hisam_jax.kernels.anchor_attention.core import Inputs, Rule, attend
-from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
+from hisam_jax.kernels.anchor_attention.tiles import Tiles
 
 SMALL = Tiles(26, 64, 26, 64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Sizes and mask of one attention: `items` query items stand at position `first` of `anchors`."""
-
-    tokens: int
-    items: int
-    anchors: int
-    first: int = 0
-    heads: int = 1
-    kv_heads: int = 1
-    width: int = 64
-    batch: int = 1
-    rule: Rule = Rule()
-    packing: str = "packed"
-
-    def sizes(self) -> Sizes:
-        return Sizes(self.items, self.tokens, self.heads, self.kv_heads, self.width, self.anchors, 2)
-
-
-def segments(case: Case, random) -> np.ndarray:
-    """One user a row; or several, the last items padding; or padding everywhere, users of one item between."""
-    shape = (case.batch, case.anchors)
-    if case.packing == "one":
-        return np.ones(shape, np.int32)
-    if case.packing == "sparse":
-        return np.where(np.arange(case.anchors) % 3 == 1, np.arange(case.anchors), 0)[None].repeat(case.batch, 0)
-    ids = np.sort(random.integers(1, 4, shape), axis=1)
-    ids[:, -max(1, case.anchors // 12) :] = 0
-    return ids
-
-
-def inputs(case: Case) -> Inputs:
-    random = np.random.default_rng(case.tokens)
-
-    def normal(*shape):
-        return jnp.asarray(random.normal(size=shape), jnp.bfloat16)
-
-    segment_BM = jnp.asarray(segments(case, random), jnp.int32)
-    own = (case.batch, case.items, case.tokens)
-    anchors = (case.batch, case.anchors, case.kv_heads, case.width)
-    q, k, v = (normal(*own, heads, case.width) for heads in (case.heads, case.kv_heads, case.kv_heads))
-    segment_BN = segment_BM[:, case.first : case.first + case.items]
-    return Inputs(q, k, v, normal(*anchors), normal(*anchors), segment_BN, segment_BM, jnp.int32(case.first))
+def Case(tokens, items, anchors, first=0, *, heads=1, kv_heads=1, batch=1, width=64, dtype="bfloat16", **fields):  # noqa: N802
+    """`items` query items stand at position `first` of `anchors`."""
+    sizes = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "width": width, "dtype": dtype}
+    return attention_fixtures.Case(items, tokens, cached=first, after=anchors - first - items, **sizes, **fields)
 
 
 def allowed(x: Inputs, rule: Rule):
@@ -83,37 +46,6 @@ def allowed(x: Inputs, rule: Rule):
     return real_BN[:, :, None, None] & local_TT, together_BNM[:, :, None] & reads_T[:, None]
 
 
-def dense(x: Inputs, rule: Rule, dtype=jnp.float32):
-    """Scores of everything, in `dtype` with float32 sums and softmax."""
-    repeats = x.q_BNTHD.shape[3] // x.k_BNTGD.shape[3]
-    q, k, v, anchor_k, anchor_v = (part.astype(dtype) for part in x[:5])
-    k, v, anchor_k, anchor_v = (jnp.repeat(part, repeats, axis=-2) for part in (k, v, anchor_k, anchor_v))
-    local_BNTT, far_BNTM = allowed(x, rule)
-
-    def dot(form, a, b):
-        return jnp.einsum(form, a, b, preferred_element_type=jnp.float32, precision="highest")
-
-    local = jnp.where(local_BNTT[:, :, :, None], dot("bnthd,bnshd->bnths", q, k), -jnp.inf)
-    far = jnp.where(far_BNTM[:, :, :, None], dot("bnthd,bmhd->bnthm", q, anchor_k), -jnp.inf)
-    scores = jnp.concatenate([local, far], axis=-1) * q.shape[-1] ** -0.5
-    lse = jax.nn.logsumexp(scores, axis=-1)
-    weights = jnp.exp(scores - jnp.where(jnp.isfinite(lse), lse, 0.0)[..., None]).astype(dtype)
-    local, far = jnp.split(weights, [q.shape[2]], axis=-1)
-    return (dot("bnths,bnshd->bnthd", local, v) + dot("bnthm,bmhd->bnthd", far, anchor_v)).astype(dtype), lse
-
-
-def root_mean_square(x) -> float:
-    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
-
-
-def assert_no_worse_than_bfloat16(found, truth, in_bfloat16, name="", times=1.1):
-    found, truth, in_bfloat16 = (np.asarray(x, np.float32) for x in (found, truth, in_bfloat16))
-    assert np.isfinite(found).all(), name
-    error, usual = found - truth, in_bfloat16 - truth
-    assert root_mean_square(error) <= times * root_mean_square(usual) + 1e-6, name
-    assert np.abs(error).max() <= 2 * np.abs(usual).max() + 1e-6, name  # one element wrong does not hide in a mean
-
-
 @pytest.fixture
 def interpreted():
     try:
@@ -123,45 +55,35 @@ def interpreted():
         pytest.skip(str(error))
 
 
-def check_values(case: Case, tiles: Tiles):
-    x = inputs(case)
+def check_values(case, tiles: Tiles):
+    """The forward pass alone."""
+    x = make(case)
     out, lse = jax.jit(lambda x: gpu.forward(x, case.rule, tiles))(x)
-    truth, truth_lse = dense(x, case.rule)
-    assert_no_worse_than_bfloat16(out, truth, dense(x, case.rule, jnp.bfloat16)[0])
+    exact = Inputs(*(part.astype(jnp.float32) for part in x[:5]), *x[5:])
+    truth, truth_lse = reference.attend(exact, case.rule)
+    usual = reference.attend(x, case.rule, rounded=True)[0]
+    error, allowed = (np.asarray(part, np.float32) - truth for part in (out, usual))
+    assert np.isfinite(error).all() and (error**2).mean() <= 1.1**2 * (allowed**2).mean() + 1e-12
+    assert np.abs(error).max() <= 2 * np.abs(allowed).max() + 1e-6  # one element wrong does not hide in a mean
     np.testing.assert_allclose(lse, truth_lse, atol=2e-5)  # -inf where nothing is read, in both
 
 
-def check_gradients(case: Case, tiles: Tiles):
-    x, random = inputs(case), np.random.default_rng(5)
-    weight = jnp.asarray(random.normal(size=x.q_BNTHD.shape), jnp.bfloat16).astype(jnp.float32)
-    weight_lse = jnp.asarray(random.normal(size=x.q_BNTHD.shape[:-1]), jnp.float32)
-
-    def gradients(attention, arrays):
-        def loss(*arrays):
-            out, lse = attention(Inputs(*arrays, *x[5:]))
-            return (out * weight).sum() + (jnp.where(jnp.isfinite(lse), lse, 0.0) * weight_lse).sum()
-
-        return jax.jit(jax.grad(loss, range(5)))(*arrays)
-
-    found = gradients(lambda x: attend(x, gpu.IMPLEMENTATION, case.rule, tiles), x[:5])
-    truth = gradients(lambda x: dense(x, case.rule), [part.astype(jnp.float32) for part in x[:5]])
-    usual = gradients(lambda x: dense(x, case.rule, jnp.bfloat16), x[:5])
-    for name, *parts in zip(Inputs._fields, found, truth, usual, strict=False):
-        assert parts[0].dtype == jnp.bfloat16
-        assert_no_worse_than_bfloat16(*parts, name, times=1.5)  # delta is that of the output rounded to bfloat16
+def check_gradients(case):
+    """All of the shared body."""
+    check(gpu.IMPLEMENTATION, dataclasses.replace(case, tiles=SMALL))
 
 
 # Tiles of 128 rows: at least three; blocks of 64 anchors: at least three, of 128 in the anchors' gradients.
 QUICK = {
     "cached, window, strict": Case(5, 54, 300, 210, rule=Rule(strict=True, window=150)),
-    "grouped heads, packed": Case(8, 40, 260, 220, heads=2, packing="packed"),
+    "grouped heads, packed": Case(8, 40, 260, 220, heads=2, segments="packed"),
 }
 THOROUGH = {
-    "two tokens, many items": Case(2, 300, 300, packing="one"),
-    "wide": Case(8, 40, 300, 260, heads=2, kv_heads=1, width=128, packing="one"),
+    "two tokens, many items": Case(2, 300, 300, segments="one"),
+    "wide": Case(8, 40, 300, 260, heads=2, kv_heads=1, width=128, segments="one"),
     "seventeen tokens, grouped": Case(17, 24, 330, 306, heads=4, kv_heads=2, rule=Rule(strict=True)),
-    "users of one item, and none": Case(5, 80, 300, 130, packing="sparse"),
-    "narrow window": Case(2, 200, 300, 100, rule=Rule(window=20), packing="one"),
+    "users of one item, and none": Case(5, 80, 300, 130, segments="sparse"),
+    "narrow window": Case(2, 200, 300, 100, rule=Rule(window=20), segments="one"),
     "batch": Case(5, 60, 280, 220, batch=2, heads=2, kv_heads=1),
 }
 
@@ -175,17 +97,17 @@ def test_values_equal_the_dense_ones(case, interpreted):
 @pytest.mark.parametrize("case", THOROUGH.values(), ids=THOROUGH)
 def test_values_equal_the_dense_ones_thoroughly(case, interpreted):
     check_values(case, SMALL)
-    check_values(case, gpu.tiles(case.sizes()))
+    check_values(case, gpu.tiles(case.sizes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [*QUICK.values(), *THOROUGH.values()], ids=[*QUICK, *THOROUGH])
 def test_gradients_equal_the_dense_ones(case, interpreted):
-    check_gradients(case, SMALL)
+    check_gradients(case)
 
 
 def test_gradients_of_several_users_equal_the_dense_ones(interpreted):
-    check_gradients(Case(5, 30, 100, 70), SMALL)
+    check_gradients(Case(5, 30, 100, 70))
 
 
 @settings(max_examples=10)  # each compiles its own shapes
@@ -204,8 +126,8 @@ def test_the_plan_visits_all_that_is_read_and_leaves_masks_out_only_where_all_is
     tokens, items, before, after, strict, window, packing, tile, block
 ):
     rule = Rule(strict=strict, window=window)
-    case = Case(tokens, items, before + items + after, before, batch=2, rule=rule, packing=packing)
-    x = inputs(case)
+    case = Case(tokens, items, before + items + after, before, batch=2, rule=rule, segments=packing)
+    x = make(case)
     rows = -(-items * tokens // tile) * tile
     marks = gpu_plan.row_marks(x, rule, rows)
     segment = gpu._padded(x.anchor_segment_BM, block)
@@ -238,8 +160,8 @@ def _check_order(order, needed, unmasked):
 
 def test_most_of_a_long_history_needs_no_mask():
     """1,024 items of 8: a tile of 16 items ends in one block of 128 anchors; only that one is masked."""
-    case = Case(8, 1024, 1024, packing="one")
-    x = inputs(case)
+    case = Case(8, 1024, 1024, segments="one")
+    x = make(case)
     marks = gpu_plan.row_marks(x, case.rule, 8192)
     order = np.asarray(gpu_plan.order_of_visits(*gpu_plan.visits(marks, x.anchor_segment_BM, case.rule, 128, 128)))
     assert (order[..., 2] == 1).all()
@@ -247,27 +169,26 @@ def test_most_of_a_long_history_needs_no_mask():
 
 
 def test_strict_rows_do_not_spoil_the_tiles_that_need_no_mask():
-    case = Case(8, 1024, 1024, packing="one", rule=Rule(strict=True))
-    x = inputs(case)
+    case = Case(8, 1024, 1024, segments="one", rule=Rule(strict=True))
+    x = make(case)
     marks = gpu_plan.row_marks(x, case.rule, 8192)
     order = np.asarray(gpu_plan.order_of_visits(*gpu_plan.visits(marks, x.anchor_segment_BM, case.rule, 128, 128)))
     assert order[..., 2].max() == 1
 
 
 @pytest.mark.parametrize(
-    "case, dtype, word",
+    "case, word",
     [
-        (Case(5, 8, 8), jnp.float32, "bfloat16"),
-        (Case(5, 8, 8, width=32), jnp.bfloat16, "width"),
-        (Case(65, 2, 2), jnp.bfloat16, "tokens"),
+        (Case(5, 8, 8, dtype="float32"), "bfloat16"),
+        (Case(5, 8, 8, width=32), "width"),
+        (Case(65, 2, 2), "tokens"),
     ],
     ids=["float32", "width", "tokens"],
 )
-def test_what_the_kernel_does_not_take_is_refused_with_the_reason(case, dtype, word):
-    x = inputs(case)
-    x = Inputs(*(part.astype(dtype) for part in x[:5]), *x[5:])
+def test_what_the_kernel_does_not_take_is_refused_with_the_reason(case, word):
+    x = make(case)
     with pytest.raises(NotImplementedError, match=word):
-        gpu.forward(x, case.rule, gpu.tiles(case.sizes()))
+        gpu.forward(x, case.rule, gpu.tiles(case.sizes))
 
 
 H100 = """
@@ -292,15 +213,15 @@ COMPILED = [  # all of the rule in some of them; heads 4, key/value heads 2
 ]
 
 
-def compile_for_h100(case: Case) -> None:
+def compile_for_h100(case) -> None:
     """The gradient of one attention, through XLA, Mosaic GPU and ptxas."""
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="1x1x1", topology="1x1x1", target_config=H100
     )
     mesh = jax.sharding.Mesh(np.array(topology.devices), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.P())
-    tiles = gpu.tiles(case.sizes())
-    x = jax.eval_shape(lambda: inputs(case))
+    tiles = gpu.tiles(case.sizes)
+    x = jax.eval_shape(lambda: make(case))
     x = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding), x)
 
     def step(x):

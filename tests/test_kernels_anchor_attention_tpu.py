@@ -8,39 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attention_fixtures
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_fixtures import check, make, value_and_gradients
 from jax.experimental.pallas import tpu as pltpu
 
 from hisam_jax.kernels.anchor_attention import count, tpu, tpu_layout
-from hisam_jax.kernels.anchor_attention.core import Inputs, Rule, attend
+from hisam_jax.kernels.anchor_attention.core import Rule, attend
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
 
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    items: int
-    tokens: int
-    heads: int = 2
-    kv_heads: int = 1
-    width: int = 16
-    cached: int = 0
-    segments: str = "one"
-    rule: Rule = Rule()
-    dtype: str = "float32"
-    tiles: Tiles = Tiles(16, 16, 16, 16)
-
-    @property
-    def anchors(self):
-        return self.cached + self.items
-
-
-# The compiler's time is most of these tests: the CPU program need not be a fast one.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+Case = functools.partial(attention_fixtures.Case, kv_heads=1, segments="one", tiles=Tiles(16, 16, 16, 16), batch=2)
 
 CASES = {
     "3 tiles, 3 blocks": Case(48, 5),
@@ -66,36 +48,6 @@ CASES = {
 }
 
 
-def _segments(kind, batch, items, rng):
-    if kind == "one":
-        return np.full((batch, items), 7)
-    if kind == "single":
-        return np.tile(np.arange(items) + 1, (batch, 1))
-    if kind == "halves":  # past 2^16, so that both halves of an id tell users apart
-        return np.where(np.arange(items) < items // 2, 3, 3 + (5 << 20)) * np.ones((batch, 1), int)
-    if kind == "shuffled":
-        return rng.integers(0, 4, (batch, items)) * 70_001
-    packed = np.cumsum(rng.random((batch, items)) < 0.15, axis=1) + 1
-    packed = np.where(np.arange(items) < rng.integers(items // 2, items + 1, (batch, 1)), packed, 0)
-    if kind == "empty":
-        packed[0] = 0
-    return packed
-
-
-def _inputs(case, seed=0, batch=2):
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return jnp.asarray(rng.standard_normal(shape), jnp.dtype(case.dtype))
-
-    keys = (batch, case.items, case.tokens, case.kv_heads, case.width)
-    anchor_segment = _segments(case.segments, batch, case.anchors, rng)
-    q, k, v = normal(*keys[:3], case.heads, case.width), normal(*keys), normal(*keys)
-    anchors = (normal(batch, case.anchors, case.kv_heads, case.width) for _ in range(2))
-    segments = (jnp.asarray(s, jnp.int32) for s in (anchor_segment[:, case.cached :], anchor_segment))
-    return Inputs(q, k, v, *anchors, *segments, jnp.int32(case.cached))
-
-
 def _mask(x, rule):
     """bool `[B, N, T, M + N * T]`, pair by pair: anchors first, then tokens."""
     segment, anchor_segment, first = np.asarray(x.segment_BN), np.asarray(x.anchor_segment_BM), int(x.first)
@@ -115,62 +67,9 @@ def _mask(x, rule):
     return mask
 
 
-def _dense(q, k, v, anchor_k, anchor_v, mask):
-    """Float32 softmax over all anchors and all tokens; log-sum-exp beside it."""
-    batch, items, tokens, heads, width = q.shape
-
-    def all_keys(anchor, own):
-        both = jnp.concatenate([anchor, own.reshape(batch, -1, *own.shape[3:])], axis=1).astype(jnp.float32)
-        return jnp.repeat(both, heads // both.shape[2], axis=2)
-
-    dot = functools.partial(jnp.einsum, precision="highest")
-    scores = dot("bnthd,bkhd->bnthk", q.astype(jnp.float32), all_keys(anchor_k, k)) * width**-0.5
-    mask = mask[:, :, :, None]
-    top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True, where=mask, initial=-1e30))
-    weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - top, 0.0)), 0.0)
-    total = weights.sum(-1, keepdims=True)
-    out = dot("bnthk,bkhd->bnthd", weights / jnp.maximum(total, 1e-30), all_keys(anchor_v, v))
-    lse = jnp.where(mask.any(-1), jnp.log(jnp.maximum(total, 1e-30))[..., 0] + top[..., 0], -jnp.inf)
-    return out.astype(q.dtype), lse
-
-
-def _with_gradients(function, x, seed=1):
-    """Results and gradients of a random sum of both results, over rows that read something."""
-    rng = np.random.default_rng(seed)
-    reads = (x.segment_BN > 0)[:, :, None, None]
-    d_out = jnp.asarray(rng.standard_normal(x.q_BNTHD.shape), x.q_BNTHD.dtype)
-    d_lse = jnp.asarray(rng.standard_normal(x.q_BNTHD.shape[:-1]), jnp.float32)
-    (out, lse), pull = jax.vjp(function, *x[:5])
-    return (out, lse), pull((d_out, jnp.where(reads, d_lse, 0.0)))
-
-
-def _run(x, rule, tiles, mode=True):
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def run(x):
-        return _with_gradients(lambda *floats: attend(Inputs(*floats, *x[5:]), tpu.IMPLEMENTATION, rule, tiles), x)
-
-    with tpu.interpreted(mode):
-        return run(x)
-
-
-@functools.partial(jax.jit, compiler_options=QUICK)
-def _run_dense(x, mask):
-    full = Inputs(*(y.astype(jnp.float32) for y in x[:5]), *x[5:])
-    return _with_gradients(lambda *floats: _dense(*floats, mask), full)
-
-
-def _close(case, x, mode=True):
-    (out, lse), gradients = jax.tree.map(np.asarray, _run(x, case.rule, case.tiles, mode))
-    mask = jnp.asarray(_mask(x, case.rule))
-    (true_out, true_lse), true_gradients = jax.tree.map(np.asarray, _run_dense(x, mask))
-    bound = {"float32": 1e-5, "bfloat16": 2e-2}[case.dtype]
-    assert out.dtype == jnp.dtype(case.dtype) and lse.dtype == np.float32
-    np.testing.assert_allclose(lse, true_lse, rtol=1e-5, atol=1e-5)
-    names = ("out", "d_q", "d_k", "d_v", "d_anchor_k", "d_anchor_v")
-    for name, mine, true in zip(names, (out, *gradients), (true_out, *true_gradients), strict=True):
-        scale = max(float(np.abs(true).max()), 1.0)
-        np.testing.assert_allclose(mine.astype(np.float32), true, atol=bound * scale, rtol=bound, err_msg=name)
-    return out, lse, gradients
+def _run(x, rule, tiles):
+    with tpu.interpreted():
+        return value_and_gradients(lambda y: attend(y, tpu.IMPLEMENTATION, rule, tiles), x)
 
 
 SLOW = {
@@ -192,9 +91,7 @@ SLOW = {
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
 def test_values_and_gradients_are_those_of_the_dense_mask(name):
-    case = CASES[name]
-    out, _, gradients = _close(case, _inputs(case))
-    assert all(np.isfinite(y.astype(np.float32)).all() for y in (out, *gradients))
+    check(tpu.IMPLEMENTATION, CASES[name], tpu.interpreted)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +107,7 @@ def test_no_race_and_no_read_of_memory_that_was_not_written(case):
 
     params = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2, random_seed=0)
     try:
-        _close(case, _inputs(case, batch=1), params)
+        check(tpu.IMPLEMENTATION, dataclasses.replace(case, batch=1), functools.partial(tpu.interpreted, params))
         assert interpreter.races is not None and not interpreter.races.races_found
     finally:
         pltpu.reset_tpu_interpret_mode_state()
@@ -219,20 +116,20 @@ def test_no_race_and_no_read_of_memory_that_was_not_written(case):
 def test_blocks_past_the_diagonal_are_not_computed():
     """They hold NaN, which no mask takes out of a product."""
     case = Case(24, 4, cached=24, tiles=Tiles(8, 8, 8, 8))
-    x = _inputs(case)._replace(first=jnp.int32(0))
+    x = make(case)._replace(first=jnp.int32(0))
     late = jnp.arange(48)[:, None, None] >= 24
     poisoned = x._replace(
         anchor_k_BMGD=jnp.where(late, jnp.nan, x.anchor_k_BMGD), anchor_v_BMGD=jnp.where(late, jnp.nan, x.anchor_v_BMGD)
     )
-    clean, poisoned = (jax.tree.leaves(_run(y, case.rule, case.tiles)) for y in (x, poisoned))
-    for mine, true in zip(poisoned, clean, strict=True):
-        np.testing.assert_array_equal(mine, true)
+    clean, poisoned = (_run(y, case.rule, case.tiles) for y in (x, poisoned))
+    for name, true in clean.items():
+        np.testing.assert_array_equal(poisoned[name], true, err_msg=name)
 
 
 def test_nothing_is_interpreted_unless_asked():
     case = CASES["one item"]
     with pytest.raises(ValueError, match="interpret"):
-        jax.jit(lambda x: attend(x, tpu.IMPLEMENTATION, case.rule, case.tiles)).lower(_inputs(case))
+        jax.jit(lambda x: attend(x, tpu.IMPLEMENTATION, case.rule, case.tiles)).lower(make(case))
 
 
 @st.composite
@@ -252,7 +149,7 @@ def _cases(draw):
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(_cases(), st.integers(0, 9), st.booleans())
 def test_spans_hold_every_pair_and_mask_free_blocks_hold_nothing_else(case, seed, shared):
-    x = _inputs(case, seed)
+    x = make(dataclasses.replace(case, seed=seed))
     with pytest.MonkeyPatch.context() as patch:
         if shared:
             patch.setattr(tpu_layout, "SCALARS", 0)
@@ -296,7 +193,7 @@ def test_default_tiles_are_aligned_bounded_and_waste_little(items, tokens, heads
 
 @hypothesis.given(_cases())
 def test_pairs_are_those_of_the_mask(case):
-    x = _inputs(dataclasses.replace(case, segments="one"), batch=1)
+    x = make(dataclasses.replace(case, segments="one", batch=1))
     assert count.allowed_pairs(case.items, case.tokens, case.anchors, case.rule) == _mask(x, case.rule).sum()
     x = x._replace(first=jnp.int32(3))
     assert count.allowed_pairs(case.items, case.tokens, case.anchors, case.rule, 3) == _mask(x, case.rule).sum()

@@ -53,7 +53,8 @@ class Attention(nn.Module):
         elif c.anchors:
             out = self._attend(q, k, v, segment_BN)
         else:
-            out = flat_attention(q, k, v, segment_BN)
+            chunk = {"chunk": x_BNTD.shape[1]} if c.attention == "dense" else {}
+            out = flat_attention(q, k, v, segment_BN, **chunk)
         kept = (
             (k[:, :, -1], v[:, :, -1]) if c.anchors else tuple(rearrange(x, "b n t g k -> b (n t) g k") for x in (k, v))
         )

@@ -38,7 +38,8 @@ class HMATConfig:
         ranking, generation, retrieval: weights of the heads; 0 leaves a head out.
         dtype: of the computation; parameters and softmax stay float32.
         window: items back that anchors are read from, 0 for all [ours]; needs `anchors`.
-        attention: implementation of anchor attention, None for the platform's.
+        attention: implementation of anchor attention, None for the platform's; of the flat baseline, None for chunks or
+            `dense`.
         split: mesh axes that split the attention's batch, items and heads, an empty name for none; an empty tuple runs
             it unsplit. Takes effect under `jax.set_mesh`, and needs `anchors`.
         remat: recompute blocks in the backward pass.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def _inputs(q, k, v, segment_ids, cached_k, cached_v, cached_segment_ids) -> Inp
 
 def attend(x: Inputs, rule: Rule, tiles: Tiles | None = None, name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """`anchor_attention` where anchors are given apart: `(out_BNTHD, lse_BNTH)`. What sharded callers use."""
-    where = platform()
+    where = device()[0]
     if name is None:
         reasons = []
         for candidate in ORDER.get(where, ("xla",)):
@@ -108,7 +109,7 @@ def _run(name: str, x: Inputs, rule: Rule, tiles: Tiles | None):
     if name == "reference":
         return reference.attend(x, rule)
     implementation = load(name)
-    return core.attend(x, implementation, rule, tiles or tuning.tiles_for(implementation, x))
+    return core.attend(x, implementation, rule, tiles or tuning.tiles_for(implementation, x, device()[1]))
 
 
 @functools.cache
@@ -117,13 +118,17 @@ def load(name: str) -> Implementation:
     return importlib.import_module(f"{__package__}.{name}").IMPLEMENTATION
 
 
-def platform() -> str:
-    """`cpu`, `gpu` or `tpu`: of the mesh that is set, else of JAX's default device."""
-    mesh = jax.sharding.get_mesh()
-    name = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
-    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+def device() -> tuple[str, str]:
+    """(platform: `cpu`, `gpu` or `tpu`; device kind) of the mesh that is set, else of JAX's default device."""
+    found = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return {"cuda": "gpu", "rocm": "gpu"}.get(found.platform, found.platform), found.device_kind
 
 
-def available(where: str) -> tuple[str, ...]:
-    """Implementations that run on a platform."""
-    return tuple(name for name in IMPLEMENTATIONS if name in ("reference", "xla", where))
+def available(platform: str) -> tuple[str, ...]:
+    """Implementations that run on a platform, and kernels that are being interpreted."""
+    return tuple(name for name in IMPLEMENTATIONS if name in ("reference", "xla", platform) or _interpreted(name))
+
+
+def _interpreted(name: str) -> bool:
+    module = sys.modules.get(f"{__package__}.{name}")
+    return bool(getattr(module, "interpretation", lambda: False)())

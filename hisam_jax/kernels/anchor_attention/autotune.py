@@ -41,10 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         x = problem(**{name: getattr(given, name) for name in DEFAULTS}, dtype=given.dtype)
-        name = given.implementation or api.ORDER.get(api.platform(), ("xla",))[0]
-        if name not in api.available(api.platform()):
-            raise UserError(f"no {name!r} on platform {api.platform()!r}", field="implementation")
-        implementation, file = api.load(name), tuning.file_of(tuning.device_kind())
+        platform, kind = api.device()
+        name = given.implementation or api.ORDER.get(platform, ("xla",))[0]
+        if name not in api.available(platform):
+            raise UserError(f"no {name!r} on platform {platform!r}", field="implementation")
+        implementation, file = api.load(name), tuning.file_of(kind)
         key = tuning.key_of(name, Sizes.of(x.q_BNTHD, x.anchor_k_BMGD))
         tiles, times = best(implementation, x)
         tuning.save(file, key, tiles)

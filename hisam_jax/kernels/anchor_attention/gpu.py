@@ -1,8 +1,8 @@
 """Anchor attention in Pallas Mosaic GPU (`plgpu.kernel`: wgmma and TMA, Hopper and newer).
 
 bfloat16 only, as `wgmma` multiplies float32 no better than in TF32; head width 64 or 128. Rows are the tokens of a
-batch entry in order, padded to whole tiles; grouped key/value heads are never repeated. The kernels read nothing of
-`Rule.first`: where the items stand among the anchors is data. The ptxas of CUDA 12.8 up to 12.9.0 is known to
+batch entry in order, padded to whole tiles; grouped key/value heads are never repeated. Where the items stand
+among the anchors is data. The ptxas of CUDA 12.8 up to 12.9.0 is known to
 miscompile causal masks of such kernels: use a later one.
 """
 

@@ -21,26 +21,31 @@ def anchor_mask(segment_ids_BN: jax.Array, tokens: int, *, strict: bool) -> jax.
     return local | (jnp.repeat(far, tokens, axis=2) & anchor_S)
 
 
-def masked_attention(q_BSHD, k_BZGD, v_BZGD, mask_BSZ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention in float32, scaled by width^-0.5: `(out_BSHD, lse_BSH)`; rows that read nothing: 0 and -inf."""
+def masked_attention(q_BSHD, k_BZGD, v_BZGD, mask_BSZ, rounded: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention in float32, scaled by width^-0.5: `(out_BSHD, lse_BSH)`; rows that read nothing: 0 and -inf.
+
+    With `rounded` the weights are rounded to the inputs' dtype, as every kernel rounds them for its second product.
+    """
     group = q_BSHD.shape[2] // k_BZGD.shape[2]
     k_BZHD, v_BZHD = (repeat(x, "b s g d -> b s (g r) d", r=group).astype(jnp.float32) for x in (k_BZGD, v_BZGD))
     scores_BHSZ = jnp.einsum("bshd,bzhd->bhsz", q_BSHD.astype(jnp.float32), k_BZHD, precision="highest")
     scores_BHSZ = jnp.where(mask_BSZ[:, None], scores_BHSZ * q_BSHD.shape[-1] ** -0.5, MASKED)
     weights_BHSZ = jax.nn.softmax(scores_BHSZ, axis=-1) * mask_BSZ[:, None]
+    if rounded:
+        weights_BHSZ = weights_BHSZ.astype(q_BSHD.dtype).astype(jnp.float32)
     out_BSHD = jnp.einsum("bhsz,bzhd->bshd", weights_BHSZ, v_BZHD, precision="highest").astype(q_BSHD.dtype)
     lse_BSH = jnp.moveaxis(jax.nn.logsumexp(scores_BHSZ, axis=-1), 1, 2)
     return out_BSHD, jnp.where(mask_BSZ.any(-1)[..., None], lse_BSH, -jnp.inf)
 
 
-def attend(x: Inputs, rule: Rule) -> tuple[jax.Array, jax.Array]:
+def attend(x: Inputs, rule: Rule, rounded: bool = False) -> tuple[jax.Array, jax.Array]:
     """`(out_BNTHD, lse_BNTH)`: one dense masked softmax over all `N*T` own tokens and all M anchors."""
     tokens = x.q_BNTHD.shape[2]
     mask = jnp.concatenate(_masks(x.segment_BN, x.anchor_segment_BM, x.first, tokens, rule), axis=-1)
     q, k, v = (rearrange(part, "b n t h d -> b (n t) h d") for part in x[:3])
     k = jnp.concatenate([k, x.anchor_k_BMGD], axis=1)
     v = jnp.concatenate([v, x.anchor_v_BMGD], axis=1)
-    out, lse = masked_attention(q, k, v, mask)
+    out, lse = masked_attention(q, k, v, mask, rounded)
     return tuple(rearrange(part, "b (n t) ... -> b n t ...", t=tokens) for part in (out, lse))
 
 

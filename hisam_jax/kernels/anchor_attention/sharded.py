@@ -50,7 +50,7 @@ def sharded_anchor_attention(
     Raises:
         UserError: no mesh is set, it lacks an axis, or an axis does not divide what it splits.
     """
-    mesh = jax.sharding.get_mesh()
+    mesh = jax.sharding.get_abstract_mesh()
     segment_ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
     _check(mesh, axes, q, k)
     batch, items, heads = (name or None for name in dataclasses.astuple(axes))
@@ -58,9 +58,13 @@ def sharded_anchor_attention(
     local = functools.partial(
         _local, items=items, rule=Rule(strict, window), tiles=tiles, implementation=implementation
     )
+    specs = (tokens, tokens, tokens, ids)
+    arrays = (q, k, v, segment_ids)
+    if mesh.explicit_axes:
+        arrays = [jax.reshard(array, spec) for array, spec in zip(arrays, specs, strict=True)]
     # Mosaic kernels carry no types of varying axes, hence no check of them.
-    split = jax.shard_map(local, mesh=mesh, in_specs=(tokens, tokens, tokens, ids), out_specs=tokens, check_vma=False)
-    return split(q, k, v, segment_ids)
+    split = jax.shard_map(local, in_specs=specs, out_specs=tokens, check_vma=False)
+    return split(*arrays)
 
 
 def _local(q, k, v, segment_BN, *, items: str | None, rule: Rule, tiles, implementation) -> jax.Array:

@@ -13,22 +13,20 @@ import os
 import re
 from pathlib import Path
 
-import jax
-
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
 from hisam_jax.kernels.anchor_attention.core import Implementation, Inputs
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
 
 
-def tiles_for(implementation: Implementation, x: Inputs) -> Tiles:
-    """Tuned ones for these sizes on this device, else the implementation's heuristics.
+def tiles_for(implementation: Implementation, x: Inputs, kind: str) -> Tiles:
+    """Tuned ones for these sizes on a kind of device, else the implementation's heuristics.
 
     Raises:
         UserError: a file of tuned tiles that cannot be read.
     """
     sizes = Sizes.of(x.q_BNTHD, x.anchor_k_BMGD)
-    return tuned(file_of(device_kind())).get(key_of(implementation.name, sizes)) or implementation.tiles(sizes)
+    return tuned(file_of(kind)).get(key_of(implementation.name, sizes)) or implementation.tiles(sizes)
 
 
 def key_of(name: str, sizes: Sizes) -> str:
@@ -36,12 +34,6 @@ def key_of(name: str, sizes: Sizes) -> str:
     items, anchors = (1 << max(n - 1, 0).bit_length() for n in (sizes.items, sizes.anchors))
     shape = f"tokens={sizes.tokens} group={sizes.heads // sizes.kv_heads} width={sizes.width} bytes={sizes.bytes}"
     return f"{name} items={items} anchors={anchors} {shape}"
-
-
-def device_kind() -> str:
-    """Of the mesh that is set, else of JAX's default device."""
-    mesh = jax.sharding.get_mesh()
-    return (jax.devices()[0] if mesh.empty else mesh.devices.flat[0]).device_kind
 
 
 def file_of(kind: str) -> Path:

@@ -1,0 +1,1 @@
+"""Anchor attention beside what else could be run on the same tokens."""
