@@ -65,7 +65,7 @@ class Attention(nn.Module):
     def _attend(self, q, k, v, segment_BN):
         c = self.config
         options = {"strict": c.strict, "window": c.window or None, "implementation": c.attention}
-        if c.split:
+        if c.split and not jax.sharding.get_abstract_mesh().empty:
             return sharded_anchor_attention(q, k, v, axes=Axes(*c.split), segment_ids=segment_BN, **options)
         return anchor_attention(q, k, v, segment_ids=segment_BN, **options)
 

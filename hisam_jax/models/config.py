@@ -41,7 +41,7 @@ class HMATConfig:
         attention: implementation of anchor attention, None for the platform's; of the flat baseline, None for chunks or
             `dense`.
         split: mesh axes that split the attention's batch, items and heads, an empty name for none; an empty tuple runs
-            it unsplit. Takes effect under `jax.set_mesh`, and needs `anchors`.
+            it unsplit. Takes effect where a mesh is set (`jax.set_mesh`) and nowhere else; needs `anchors`.
         remat: recompute blocks in the backward pass.
     """
 
