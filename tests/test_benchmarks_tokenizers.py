@@ -145,10 +145,9 @@ def test_weights_of_mutual_information_are_compared_seed_by_seed():
         metrics = {
             head: {m: {"value": 0.1, "ci95": [0.0, 0.2]} for m in ("recall@10", "ndcg@10")} for head in real.HEADS
         }
-        found = {"levels": [{"perplexity": 9.0}], "ami_attributes": {"text/0|category": {"value": told}}}
         by_seed = [{head: {m: value for m in ("recall@10", "ndcg@10")} for head in real.HEADS} for value in seeds]
-        cells = [{"diagnostics": found}] * len(seeds)
-        return {"metrics": metrics, "minus_base": metrics, "by_seed": by_seed, "cells": cells}
+        two = {"genre_in_text": [told] * len(seeds), "lowest_perplexity": [9.0] * len(seeds)}
+        return {"metrics": metrics, "minus_base": metrics, "by_seed": by_seed} | two
 
     seeds = {str(seed): {f"{g}/0": dict.fromkeys(planted.FACTORS, 0.5) for g in planted.WANTED} for seed in range(2)}
     of = {"0.0": entry([0.3, 0.1], 0.7), "0.5": entry([0.2, 0.1], 0.2)}

@@ -209,14 +209,14 @@ def test_work_counts_products_and_arrays():
     assert count.backward_work(3, sizes, rule) == backward
 
 
-def _compile(*cases):
-    """Vector memory of each case's kernels, by the real compiler in a process of its own."""
+def _compile(script, cases=()):
+    """What a script of the benchmarks says, by the real compiler in a process of its own."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("no libtpu: pip install libtpu, at the version that jax[tpu] asks for, to compile for TPU")
-    script = Path(__file__).with_name("mosaic_tpu.py")
     run = subprocess.run(
-        [sys.executable, script], input=json.dumps(cases), capture_output=True, text=True, cwd=script.parents[1]
-    )
+        [sys.executable, "-m", f"benchmarks.anchor_attention.{script}"], input=json.dumps(cases), capture_output=True,
+        text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
@@ -229,7 +229,7 @@ def _target(target, items, tokens, width, dtype, *, heads=(4, 4), anchors=0, bat
 
 
 def _fits(cases):
-    for case, memory in zip(cases, _compile(*cases), strict=True):
+    for case, memory in zip(cases, _compile("mosaic_tpu", cases), strict=True):
         assert set(memory) == {"forward", "backward_queries", "backward_anchors"}
         assert max(memory.values()) < 12 << 20, (case, memory)  # of the 16 MiB that a kernel may take unasked
 
@@ -270,3 +270,13 @@ def test_mosaic_compiles_odd_sizes():
         ]
         + [_target("v5e", 64, 17, 128, dtype, heads=(16, 1)) for dtype in ("bfloat16", "float32")]
     )
+
+
+@pytest.mark.slow
+def test_the_train_step_for_256_chips_holds_no_scores():
+    """64 rows of 4,096 items x 5 tokens over 64 x 4 chips: a row and a head each."""
+    (found,) = _compile("mosaic_train_step")
+    tokens, items = found["tokens"], found["items"]
+    assert found["kernels"] >= 4  # forward, again under remat, and two of the backward pass
+    assert found["largest"] < tokens * items, "an array as large as one head's scores of all anchors"
+    assert found["temporaries"] < tokens * tokens, "bytes: one head's dense scores take four times that"

@@ -45,8 +45,20 @@ def run(work: Path, data: Path, datasets: Path, quick: bool = False) -> dict[str
     shop = range(1 if quick else PLANTED_SEEDS)
     cells = {str(weight): planted.over_seeds(_variant(weight), shop, work, datasets, quick) for weight in weights}
     base = str(weights[-1])
-    downstream = {times: real.gather(plan, base) for times, plan in plans.items()}
+    downstream = {
+        times: {weight: _slim(entry) for weight, entry in real.gather(plan, base).items()}
+        for times, plan in plans.items()
+    }
     return {"seeds": list(range(seeds)), "base": base, "planted": cells, "downstream": downstream}
+
+
+def _slim(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `real.gather` without all that its cells diagnosed but two figures."""
+    found = [cell["diagnostics"] for cell in entry["cells"]]
+    return {key: value for key, value in entry.items() if key != "cells"} | {
+        "genre_in_text": [d["ami_attributes"]["text/0|category"]["value"] for d in found],
+        "lowest_perplexity": [min(level["perplexity"] for level in d["levels"]) for d in found],
+    }
 
 
 def _variant(weight: float) -> tuple[str, dict[str, str], str]:
@@ -83,11 +95,9 @@ def _levels(of: Mapping[str, Any]) -> str:
     header = ("weight", "seeds", "text/0 with category", "lowest perplexity", *(f"{h} {m}" for h, m in METRICS))
     rows = []
     for weight, entry in of.items():
-        found = [cell["diagnostics"] for cell in entry["cells"]]
-        told = np.mean([d["ami_attributes"]["text/0|category"]["value"] for d in found])
-        least = np.mean([min(level["perplexity"] for level in d["levels"]) for d in found])
+        told, least = np.mean(entry["genre_in_text"]), np.mean(entry["lowest_perplexity"])
         metrics = [interval(entry["metrics"][head][metric]) for head, metric in METRICS]
-        rows.append([weight, len(found), f"{told:.3f}", f"{least:.0f}", *metrics])
+        rows.append([weight, len(entry["by_seed"]), f"{told:.3f}", f"{least:.0f}", *metrics])
     return table(header, rows)
 
 

@@ -1,4 +1,4 @@
-"""Compiles anchor attention, forward and backward, for TPUs that are not here; its tests run it as a process.
+"""Compiles anchor attention, forward and backward, for TPUs that are not here; run as a process of its own.
 
 Reads a JSON list of cases from stdin and writes one JSON line a case: bytes of vector memory that each kernel takes.
 """
