@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make lint`, `make bench`; `PYTHON=python3.12 make test` picks an interpreter.
+# `make demo`, `make test`, `make lint`, `make bench`, `make compilers`; `PYTHON=python3.12 make test` picks an interpreter.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
@@ -16,7 +16,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0])')
 # One stamp for each interpreter version: another PYTHON finds no stamp of its own and rebuilds the environment.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: demo test lint bench venv clean
+.PHONY: demo test lint bench compilers venv clean
 
 demo: venv
 	$(BIN)/hisam prepare --source shop --protocol per_user_time --text-encoder word_vectors --out $(DEMO)/dataset
@@ -35,6 +35,12 @@ lint: venv
 
 bench: venv
 	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name; done
+
+# What compiles for TPUs and H100s that are not here: libtpu as jax pins it, and the CUDA plugin without CUDA's libraries.
+compilers: venv
+	version=$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("jax"))')
+	$(BIN)/python -m pip install --quiet "jax[tpu]==$$version"
+	$(BIN)/python -m pip install --quiet --no-deps "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version"
 
 venv: $(INSTALLED)
 

@@ -66,6 +66,13 @@ def test_one_layer_reads_history_through_anchors_only(strict, catalog):
         assert (reached[3, : slot + 1] > 0).all() and not reached[3, slot + 1 :].any()
 
 
+def test_a_window_leaves_older_anchors_out(catalog):
+    model, batch = small_model(layers=1, window=2), small_batch(catalog)
+    params, _ = small_params(model, catalog, batch)
+    reached = _input_gradients(model, params, batch, catalog, lambda state: state[1, 5].sum())[1]
+    assert not reached[:3].any() and reached[3:6, -1].all() and not reached[3:5, :-1].any()
+
+
 @pytest.mark.parametrize("name", ["actions", "flat_actions"])
 def test_a_click_logit_never_sees_its_own_action(name, catalog):
     model, batch = small_model(**VARIANTS[name]), small_batch(catalog)
@@ -212,7 +219,9 @@ def test_hashed_id_rows_stay_in_the_table_and_spread():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"width": 30}, {"kv_heads": 3, "heads": 2}, {"generation": 0.0, "retrieval": 0.0}, {"width": 8, "heads": 4}]
+    "bad",
+    [{"window": 3, "anchors": False}, {"split": ("data",)}, {"split": ("data", "", ""), "anchors": False}]
+    + [{"width": 30}, {"kv_heads": 3, "heads": 2}, {"generation": 0.0, "retrieval": 0.0}, {"width": 8, "heads": 4}],
 )
 def test_sizes_that_do_not_fit_are_refused(bad):
     with pytest.raises(UserError, match="model"):
