@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from training_fixtures import CONFIG, compile_once, init_fn, loss_fn, pipeline_o
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.training import checkpoints
+from hisam_jax.training.assembly import Assembly
 from hisam_jax.training.loop import train
 from hisam_jax.training.metrics import read_metrics
 
@@ -148,6 +150,17 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_field(dataset, work
     with pytest.raises(UserError, match=word):
         run(dataset, workdir, pipeline=lambda: pipeline_of(dataset, **options), **change)
     assert checkpoints.saved_steps(workdir / "checkpoints")[-1] == 24
+
+
+def test_a_switch_that_came_later_and_is_off_changes_nothing(dataset, workdir):
+    run(dataset, workdir, identity={"model": {"window": 0, "split": []}})
+    with pytest.raises(UserError, match="model.window was 'absent', is 5"):
+        run(dataset, workdir, identity={"model": {"window": 5}})
+    now = types.SimpleNamespace(identity=lambda: {"model": {"layers": 2, "window": 0}, "ids_checksum": "a"})
+    assert Assembly.differs_from(now, {"model": {"layers": 2}, "ids_checksum": "a"}) is None
+    assert Assembly.differs_from(now, {"model": {"layers": 3}, "ids_checksum": "a"}) == "model"
+    assert Assembly.differs_from(now, {"model": {"layers": 2, "window": 4}, "ids_checksum": "a"}) == "model"
+    assert Assembly.differs_from(now, {"model": {"window": 0}, "ids_checksum": "a"}) == "model"
 
 
 def test_the_time_limit_and_the_number_kept_may_change(dataset, workdir):

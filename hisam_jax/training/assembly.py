@@ -109,8 +109,13 @@ class Assembly:
         }
 
     def differs_from(self, then: Mapping[str, Any]) -> str | None:
-        """The first part of the identity that is another than in `then`, a record's JSON; None where none is."""
+        """The first part of the identity that is another than in `then`, a record's JSON; None where none is.
+
+        Switches of the model that `then` does not know yet, and that are off, are no difference.
+        """
         now = json.loads(json.dumps(self.identity()))
+        known = then.get("model", {})
+        now["model"] = {name: value for name, value in now["model"].items() if name in known or value}
         return next((name for name in now if then.get(name) != now[name]), None)
 
     @functools.cached_property

@@ -174,8 +174,8 @@ def _check_identity(saved: Saved, identity: Mapping[str, Any]) -> None:
     differing = [
         f"{name} was {then.get(name, absent)!r}, is {now.get(name, absent)!r}"
         for name in sorted({*then, *now})
-        if then.get(name, absent) != now.get(name, absent)
-    ]
+        if then.get(name, absent) != now.get(name, absent) and (name in then or now[name])
+    ]  # a switch that the checkpoint does not know yet, and that is off, changes nothing
     if differing:
         raise UserError(
             f"the checkpoint of step {saved.step} is of another configuration: {'; '.join(differing)}",
