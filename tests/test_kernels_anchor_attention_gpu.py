@@ -191,6 +191,14 @@ def test_what_the_kernel_does_not_take_is_refused_with_the_reason(case, word):
         gpu.forward(x, case.rule, gpu.tiles(case.sizes))
 
 
+@pytest.mark.parametrize("major", [8, 10])
+def test_other_gpus_than_hopper_are_refused(major, monkeypatch):
+    monkeypatch.setattr(gpu, "capability", lambda: major)
+    case = Case(5, 8, 8)
+    with pytest.raises(NotImplementedError, match=f"Hopper, compute capability 9, not {major}"):
+        gpu.forward(make(case), case.rule, gpu.tiles(case.sizes))
+
+
 H100 = """
 gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128

@@ -1,9 +1,9 @@
-"""Anchor attention in Pallas Mosaic GPU (`plgpu.kernel`: wgmma and TMA, Hopper and newer).
+"""Anchor attention in Pallas Mosaic GPU (`plgpu.kernel`: wgmma and TMA) for Hopper; Blackwell has no wgmma.
 
 bfloat16 only, as `wgmma` multiplies float32 no better than in TF32; head width 64 or 128. Rows are the tokens of a
-batch entry in order, padded to whole tiles; grouped key/value heads are never repeated. Where the items stand
-among the anchors is data. The ptxas of CUDA 12.8 up to 12.9.0 is known to
-miscompile causal masks of such kernels: use a later one.
+batch entry in order, padded to whole tiles; grouped key/value heads are never repeated. Where the items stand among the
+anchors is data. The ptxas of CUDA 12.8 up to 12.9.0 is known to miscompile causal masks of such kernels: use a later
+one.
 """
 
 from __future__ import annotations
@@ -94,6 +94,13 @@ def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
     return _by_item(x, out_BRHD), _by_item(x, rearrange(lse_BHR, "b h r -> b r h"))
 
 
+def capability() -> int | None:
+    """Major compute capability of JAX's default device; None where that is no GPU: a compile is for one elsewhere."""
+    if jax.default_backend() != "gpu":
+        return None
+    return int(float(jax.devices()[0].compute_capability))
+
+
 def _problem(x: Inputs, rule: Rule, anchors: int) -> Problem:
     width, tokens, group = x.q_BNTHD.shape[4], x.q_BNTHD.shape[2], x.q_BNTHD.shape[3] // x.k_BNTGD.shape[3]
     if x.q_BNTHD.dtype != jnp.bfloat16:
@@ -102,6 +109,8 @@ def _problem(x: Inputs, rule: Rule, anchors: int) -> Problem:
         raise NotImplementedError(f"the gpu kernel takes head widths of 64 and 128, not {width}")
     if tokens > HALF:
         raise NotImplementedError(f"the gpu kernel takes items of at most {HALF} tokens, not {tokens}")
+    if capability() not in (None, 9):
+        raise NotImplementedError(f"the gpu kernel is for Hopper, compute capability 9, not {capability()}")
     block = HALF if anchors <= HALF else ROWS
     return Problem(
         tokens, rule.window, group, block, width**-0.5 * LOG2_E, 1 if HALF % tokens == 0 else 2, 256 // width
