@@ -8,6 +8,8 @@ from pathlib import Path
 # Before any import of jax or matplotlib.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Compiling is most of the suite's time: programs need not be fast ones here.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("PJRT_NPROC", str(max(8, os.cpu_count() or 1)))  # fewer hang the interpreter of GPU kernels
 
