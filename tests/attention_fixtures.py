@@ -75,7 +75,7 @@ def make(case: Case) -> Inputs:
 def segments(case: Case) -> np.ndarray:
     """int32 [B, anchors]. `one` user a row; `packed` users, some of one item, padding behind and, from three rows on, a
     row of nothing else; `empty`, the first row; `single` items; `halves` and `shuffled`, of large ids; `sparse`, users
-    of one item with padding between."""
+    of one item with padding between; `late`, padding in front."""
     shape, rng = (case.batch, case.anchors), np.random.default_rng(case.seed)
     index = np.arange(case.anchors)
     packed = np.cumsum(rng.random(shape) < 0.15, axis=1) + 1
@@ -89,6 +89,7 @@ def segments(case: Case) -> np.ndarray:
         "single": np.broadcast_to(index + 1, shape),
         "halves": np.broadcast_to(np.where(index < case.anchors // 2, 3, 3 + (5 << 20)), shape),
         "shuffled": rng.integers(0, 4, shape) * 70_001,
+        "late": np.broadcast_to(np.where(index < case.anchors // 2, 0, 2), shape),
         "sparse": np.broadcast_to(np.where(index % 3 == 1, index, 0), shape),
     }
     return kinds[case.segments].astype(np.int32)

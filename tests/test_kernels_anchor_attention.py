@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_fixtures import Case, check, make
+from attention_fixtures import Case, check, make, value_and_gradients
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -154,6 +154,65 @@ def test_gradients_reach_the_cache_and_the_anchors_inside_k():
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+POISONED = {
+    "past the diagonal": (Case(12, 3, cached=12, after=16, segments="one"), slice(24, None)),
+    "before the window": (Case(12, 3, cached=12, segments="one", rule=Rule(window=4)), slice(0, 8)),
+    "of another user": (Case(12, 3, cached=12, segments="halves"), slice(0, 12)),
+    "of padding": (Case(12, 3, cached=12, segments="late"), slice(0, 12)),
+}
+
+
+@pytest.mark.parametrize(("case", "where"), POISONED.values(), ids=POISONED)
+def test_xla_does_not_compute_blocks_that_nobody_reads(case, where):
+    """They hold NaN, which no mask takes out of a product."""
+    x, xla, tiles = make(case), api.load("xla"), Tiles(4, 4, 4, 4)
+    poisoned = x._replace(
+        anchor_k_BMGD=x.anchor_k_BMGD.at[:, where].set(jnp.nan), anchor_v_BMGD=x.anchor_v_BMGD.at[:, where].set(jnp.nan)
+    )
+    clean, found = (value_and_gradients(lambda y: core.attend(y, xla, case.rule, tiles), y) for y in (x, poisoned))
+    for name, true in clean.items():
+        np.testing.assert_array_equal(found[name], true, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_is_multiplied_as_float32_on_every_platform(dtype):
+    x = make(Case(items=9, tokens=3, dtype=dtype))
+
+    def loss(*floats):
+        return public(Inputs(*floats, *x[3:]), implementation="xla").astype(jnp.float32).sum()
+
+    trace = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*x[:3]))
+    assert trace.count("dot_general[") > 5
+    assert trace.count("HIGHEST, Precision.HIGHEST") == (trace.count("dot_general[") if dtype == "float32" else 0)
+
+
+def test_batches_of_batches_and_items_of_one_token():
+    x = make(Case(items=9, tokens=1, batch=4))
+    wanted = public(x, implementation="reference")
+    np.testing.assert_allclose(public(x), wanted, atol=2e-6)
+    pairs = [part.reshape(2, 2, *part.shape[1:]) for part in (*x[:3], x.segment_BN)]
+    mapped = jax.vmap(lambda q, k, v, ids: anchor_attention(q, k, v, segment_ids=ids))(*pairs)
+    np.testing.assert_allclose(mapped.reshape(wanted.shape), wanted, atol=2e-6)
+
+
+def test_a_cache_of_nothing_is_no_cache():
+    x = make(Case(items=5, tokens=3))
+    empty = x.anchor_k_BMGD[:, :0]
+    np.testing.assert_array_equal(public(x, cached_k=empty, cached_v=empty), public(x))
+
+
+def test_a_window_of_any_size():
+    x = make(Case(items=9, tokens=3))
+    np.testing.assert_array_equal(public(x, window=2**40), public(x))
+    alone = public(x, window=0)
+    np.testing.assert_allclose(alone, public(x, window=0, implementation="reference"), atol=2e-6)
+    each = [
+        Inputs(*(part[:, n : n + 1] for part in x[:3]), *x[3:5], x.segment_BN[:, n : n + 1], *x[6:]) for n in (0, 8)
+    ]
+    for n, one in zip((0, 8), each, strict=True):
+        np.testing.assert_allclose(public(one)[:, 0], alone[:, n], atol=2e-6)
+
+
 @pytest.mark.parametrize("window", [None, 64])
 def test_memory_holds_no_score_tensor_of_the_whole_sequence(window):
     batch, items, tokens, heads, width = 1, 1024, 5, 2, 16
@@ -208,6 +267,11 @@ def test_what_does_not_fit_is_refused_with_its_sizes():
     refused("k", r"\(2, 5, 3, 3, 8\)", q, *three)
     refused("v", r"\(2, 5, 3, 2, 4\)", q, k, v[..., :4])
     refused("segment_ids", r"\(2, 4\)", q, k, v, segment_ids=x.segment_BN[:, :4])
+    refused("segment_ids", "type list", q, k, v, segment_ids=x.segment_BN.tolist())
+    refused("segment_ids", "int64", q, k, v, segment_ids=np.asarray(x.segment_BN, np.int64))
+    refused("k", r"\(2, 5, 3, 0, 8\)", q, k[:, :, :, :0], v[:, :, :, :0])
+    refused("q", r"\(0, 5, 3, 4, 8\)", q[:0], k[:0], v[:0])
+    refused("tiles", r"\(4, 4, 4, 4\)", q, k, v, tiles=(4, 4, 4, 4))
     refused("segment_ids", "float32", q, k, v, segment_ids=x.segment_BN.astype(jnp.float32))
     refused("q", "float16", *(part.astype(jnp.float16) for part in (q, k, v)))
     refused("v", "bfloat16", q, k, v.astype(jnp.bfloat16))

@@ -38,9 +38,9 @@ def test_the_fastest_is_kept_and_picked_up(monkeypatch, folder, capsys):
 
     x = autotune.problem(2, 12, 3, 2, 2, 16, 0, "float32")
     start = api.load("xla").tiles(CASE.sizes)
-    forward = list(autotune.candidates(start, False, x))
+    forward = list(autotune.candidates(api.load("xla"), start, False, x))
     best_forward = next(c for c in forward if (c.items, c.anchors) == (16, 4))
-    backward = list(autotune.candidates(best_forward, True, x))
+    backward = list(autotune.candidates(api.load("xla"), best_forward, True, x))
     autotune_order = [c == best_forward for c in forward]
     autotune_order += [(c.backward_items, c.backward_anchors) == (8, 4) for c in backward]
     monkeypatch.setattr(autotune, "seconds", seconds)

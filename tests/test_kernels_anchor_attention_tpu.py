@@ -18,7 +18,7 @@ import pytest
 from attention_fixtures import check, make, value_and_gradients
 from jax.experimental.pallas import tpu as pltpu
 
-from hisam_jax.kernels.anchor_attention import count, tpu, tpu_layout
+from hisam_jax.kernels.anchor_attention import anchor_attention, count, tpu, tpu_layout
 from hisam_jax.kernels.anchor_attention.core import Rule, attend
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
 
@@ -126,6 +126,25 @@ def test_blocks_past_the_diagonal_are_not_computed():
         np.testing.assert_array_equal(poisoned[name], true, err_msg=name)
 
 
+@pytest.mark.slow
+@hypothesis.settings(max_examples=5, phases=[hypothesis.Phase.generate])  # each compiles
+@hypothesis.given(
+    items=st.integers(1, 40), tokens=st.integers(2, 17), kv_heads=st.sampled_from([1, 2, 4]), cached=st.integers(0, 30),
+    strict=st.booleans(), window=st.none() | st.integers(0, 50), segments=st.sampled_from(["packed", "empty", "sparse"]),
+    dtype=st.sampled_from(["float32", "bfloat16"]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_random_problems_equal_the_dense_mask(strict, window, **shape):
+    case = Case(heads=4, rule=Rule(strict, window), **shape)
+    check(tpu.IMPLEMENTATION, case, tpu.interpreted)
+
+
+def test_the_public_function_takes_a_kernel_that_is_interpreted():
+    x = make(Case(5, 3, kv_heads=2))
+    with tpu.interpreted():
+        out = anchor_attention(*x[:3], segment_ids=x.segment_BN, implementation="tpu")
+    np.testing.assert_allclose(out, anchor_attention(*x[:3], segment_ids=x.segment_BN), atol=1e-5)
+
+
 def test_nothing_is_interpreted_unless_asked():
     case = CASES["one item"]
     with pytest.raises(ValueError, match="interpret"):
@@ -203,7 +222,7 @@ def test_work_counts_products_and_arrays():
     """40 items of 8 tokens, 4 heads of 64 over 2, 10 cached anchors, by hand."""
     sizes, rule = Sizes(40, 8, 4, 2, 64, 50, 2), Rule()
     pairs = 3 * 4 * (40 * 36 + 8 * sum(range(10, 50)))
-    queries, keys, rows = 3 * 40 * 8 * 4 * 64, 3 * (40 * 8 + 50) * 2 * 64 * 2, 3 * 40 * 8 * 4
+    queries, keys, rows = 3 * 40 * 8 * 4 * 64, 3 * (40 * 8 + 10) * 2 * 64 * 2, 3 * 40 * 8 * 4
     assert count.forward_work(3, sizes, rule) == count.Work(4 * 64 * pairs, pairs, 2 * (2 * queries + keys) + 4 * rows)
     backward = count.Work(10 * 64 * pairs, pairs, 2 * (3 * queries + 2 * keys) + 8 * rows)
     assert count.backward_work(3, sizes, rule) == backward

@@ -220,7 +220,9 @@ def test_hashed_id_rows_stay_in_the_table_and_spread():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"window": 3, "anchors": False}, {"split": ("data",)}, {"split": ("data", "", ""), "anchors": False}]
+    [{"window": 3, "anchors": False}, {"split": ("data", "", ""), "anchors": False}, {"split": ("data",)}]
+    + [{"split": "abc"}, {"split": ("data", "data", "")}, {"attention": "dense"}]
+    + [{"anchors": False, "attention": "tpu"}]
     + [{"width": 30}, {"kv_heads": 3, "heads": 2}, {"generation": 0.0, "retrieval": 0.0}, {"width": 8, "heads": 4}],
 )
 def test_sizes_that_do_not_fit_are_refused(bad):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SPLITS = {
     "batch": ("data", "", ""),
     "heads": ("", "", "model"),
@@ -58,6 +60,7 @@ def _compare() -> dict:
             with jax.set_mesh(mesh):
                 split = pulled(functools.partial(sharded_anchor_attention, axes=Axes(*SPLITS[name]), **options))
             found[f"{name} {rule}"] = gap(split, whole)
+    whole_attention = whole
 
     catalog = small_catalog()
     batch = small_batch(catalog, rows=2, items=8)
@@ -72,6 +75,11 @@ def _compare() -> dict:
         split = quick(jax.value_and_grad(lambda p: split_loss(p, batch, key)[0]))(params)
     found["hmat"] = gap(split, whole)
 
+    explicit = jax.make_mesh((2, 2, 2), ("data", "sequence", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 3)
+    with jax.set_mesh(explicit):
+        split = pulled(functools.partial(sharded_anchor_attention, axes=Axes(*SPLITS["all"]), **options))
+    found["explicit axes"] = gap(split, whole_attention)
+
     refused = {}
     for name, axes in {"unknown": ("rows", "", ""), "uneven": ("", "", "data")}.items():
         try:
@@ -79,6 +87,16 @@ def _compare() -> dict:
                 sharded_anchor_attention(x.q_BNTHD[:, :, :, :1], *(p[:, :, :, :1] for p in x[1:3]), axes=Axes(*axes))
         except Exception as error:
             refused[name] = f"{type(error).__name__}: {error}"
+    with jax.set_mesh(mesh):
+        for name, bad in {"window": {"window": -1}, "ids": {"segment_ids": x.segment_BN[:, :4]}}.items():
+            try:
+                sharded_anchor_attention(*x[:3], axes=Axes("data"), **bad)
+            except Exception as error:
+                refused[name] = f"{type(error).__name__}: {error}"
+        try:
+            sharded_anchor_attention(*x[:3], axes=Axes("data", "data"))
+        except Exception as error:
+            refused["twice"] = f"{type(error).__name__}: {error}"
     return {"differences": found, "refused": refused}
 
 
@@ -96,7 +114,7 @@ def compared():
 @pytest.mark.slow
 def test_split_is_unsplit_in_values_and_gradients(compared):
     differences = compared["differences"]
-    assert len(differences) == len(SPLITS) + 2
+    assert len(differences) == len(SPLITS) + 3
     assert {name: value for name, value in differences.items() if not value < 1e-4} == {}
 
 
@@ -105,6 +123,9 @@ def test_axes_that_do_not_fit_are_refused_by_name(compared):
         "UserError: field 'batch': mesh axis 'rows'; expected data or sequence or model"
         in compared["refused"]["unknown"]
     )
+    assert "UserError: field 'window': window -1" in compared["refused"]["window"]
+    assert "UserError: field 'segment_ids': segment_ids of shape (2, 4)" in compared["refused"]["ids"]
+    assert "each mesh axis once" in compared["refused"]["twice"]
     assert "1 kv_heads over 2 devices of axis 'data'" in compared["refused"]["uneven"]
 
 

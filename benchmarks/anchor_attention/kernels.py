@@ -33,9 +33,9 @@ INTRODUCTION = """\
 model without anchors pays. The others compute what ours computes: `dense`, all tokens under the anchor mask; `merged`,
 local scores beside a library's causal grouped-query attention over the anchors, merged by log-sum-exp, with our
 backward pass; `FlexAttention` of PyTorch under the same mask, where torch is installed. Median of rounds in which all
-take turns; in brackets the rival's time over ours. GFLOP/s and GB/s: least work that the mask leaves (each operand
-once), over time, and its share of what this device reaches in a large product and a large copy. Memory: temporaries of
-the compiled program, of ours and of `dense`. Empty: scores of more than {limit} GiB, left out.
+but PyTorch take turns; in brackets the rival's time over ours. GFLOP/s and GB/s: least work that the mask leaves (each
+operand once), over time, and its share of what this device reaches in a large product and a large copy. Memory:
+temporaries of the compiled program, of ours and of `dense`. Empty: scores of more than {limit} GiB, left out.
 """
 
 

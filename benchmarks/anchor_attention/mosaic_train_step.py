@@ -1,7 +1,7 @@
 """Compiles HMAT's train step with the TPU kernel for 256 chips that are not here; run as a process of its own.
 
-Writes one JSON line: bytes of temporaries on a device, the elements of the largest array in the program, and what a
-dense score tensor of one head of one row would take.
+Writes one JSON line: bytes of temporaries on a device, elements of the largest array in the program, kernels in it, and
+the tokens and items of a row.
 """
 
 import json
@@ -56,8 +56,7 @@ if __name__ == "__main__":
     shapes = re.findall(r"\b(?:f32|bf16|pred|s32|s8)\[([\d,]+)\]", program.as_text())
     largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
     kernels = program.as_text().count('custom_call_target="tpu_custom_call"')
-    memory = program.memory_analysis()
     print(json.dumps({
-        "temporaries": memory.temp_size_in_bytes, "arguments": memory.argument_size_in_bytes, "largest": largest,
-        "kernels": kernels, "tokens": tokens, "items": ITEMS,
+        "temporaries": program.memory_analysis().temp_size_in_bytes, "largest": largest, "kernels": kernels,
+        "tokens": tokens, "items": ITEMS,
     }))  # fmt: skip

@@ -15,6 +15,7 @@ from einops import rearrange
 
 from hisam_jax.kernels.anchor_attention import Tiles, anchor_attention, api, core, reference
 from hisam_jax.kernels.anchor_attention.core import MASKED, Implementation, Inputs, Rule
+from hisam_jax.kernels.anchor_attention.tiles import Sizes
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -58,14 +59,7 @@ def merged(q_BNTHD, k_BNTGD, v_BNTGD, *, library: str) -> jax.Array:
     x = Inputs(q_BNTHD, k_BNTGD, v_BNTGD, k_BNTGD[:, :, -1], v_BNTGD[:, :, -1], segments, segments, jnp.int32(0))
     xla = api.load("xla")
     implementation = Implementation("merged", functools.partial(_merged, library=library), xla.backward, xla.tiles)
-    return core.attend(x, implementation, Rule(), xla.tiles(core_sizes(x)))[0]
-
-
-def core_sizes(x: Inputs):
-    """`Sizes` of a problem."""
-    from hisam_jax.kernels.anchor_attention.tiles import Sizes
-
-    return Sizes.of(x.q_BNTHD, x.anchor_k_BMGD)
+    return core.attend(x, implementation, Rule(), xla.tiles(Sizes.of(x.q_BNTHD, x.anchor_k_BMGD)))[0]
 
 
 def _merged(x: Inputs, rule: Rule, tiles: Tiles, library: str) -> tuple[jax.Array, jax.Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
+from hisam_jax.kernels.anchor_attention import IMPLEMENTATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class HMATConfig:
         past_action: the item's own action in its anchor.
         ranking, generation, retrieval: weights of the heads; 0 leaves a head out.
         dtype: of the computation; parameters and softmax stay float32.
-        window: items back that anchors are read from, 0 for all [ours]; needs `anchors`.
+        window: items back that anchors are read from, 0 for no bound [ours]; needs `anchors`.
         attention: implementation of anchor attention, None for the platform's; of the flat baseline, None for chunks or
-            `dense`.
+            `dense`. It does not govern what continues a cache, which is always plain XLA.
         split: mesh axes that split the attention's batch, items and heads, an empty name for none; an empty tuple runs
             it unsplit. Takes effect where a mesh is set (`jax.set_mesh`) and nowhere else; needs `anchors`.
         remat: recompute blocks in the backward pass.
@@ -98,8 +99,19 @@ class HMATConfig:
             raise UserError(
                 f"window {self.window}, split {self.split}", field="model.anchors", expected="True with either of them"
             )
-        if self.split and (len(self.split) != 3 or not all(isinstance(name, str) for name in self.split)):
-            raise UserError(f"{self.split!r}", field="model.split", expected="mesh axes of batch, items and heads")
+        names = [name for name in self.split if name]
+        if self.split and (
+            not isinstance(self.split, (tuple, list))
+            or len(self.split) != 3
+            or not all(isinstance(name, str) for name in self.split)
+            or len(set(names)) < len(names)
+        ):
+            raise UserError(
+                f"{self.split!r}", field="model.split", expected="three different mesh axes, of batch, items and heads"
+            )
+        known = IMPLEMENTATIONS if self.anchors else ("dense",)
+        if self.attention is not None and self.attention not in known:
+            raise UserError(f"{self.attention!r}", field="model.attention", expected=f"None or {' or '.join(known)}")
 
     @property
     def head_width(self) -> int:

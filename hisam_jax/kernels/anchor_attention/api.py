@@ -13,6 +13,7 @@ from hisam_jax.errors import UserError
 from hisam_jax.kernels.anchor_attention import core, reference, tuning
 from hisam_jax.kernels.anchor_attention.checks import check
 from hisam_jax.kernels.anchor_attention.core import Implementation, Inputs, Rule
+from hisam_jax.kernels.anchor_attention.devices import device
 from hisam_jax.kernels.anchor_attention.tiles import Tiles
 
 __all__ = ["IMPLEMENTATIONS", "ORDER", "anchor_attention"]
@@ -38,16 +39,17 @@ def anchor_attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Memory-anchor attention: fine tokens inside an item, earlier items through their anchors only.
 
-    Differentiable in `q`, `k`, `v` and the cache, and in both results. Scores are scaled by width^-0.5; softmax and
-    sums are float32 whatever the inputs are.
+    Differentiable once, in reverse, in `q`, `k`, `v` and the cache, and in both results. Scores are scaled by
+    width^-0.5; softmax and sums are float32 whatever the inputs are.
 
     Args:
         q: `[batch, items, tokens, heads, width]`, bf16 or float32; the anchor is the last of `tokens`.
         k: `[batch, items, tokens, kv_heads, width]`; `kv_heads` divides `heads`.
         v: shaped like `k`.
-        segment_ids: int32 `[batch, items]`; items attend within their segment, 0 is padding. None: one segment, 1.
+        segment_ids: int32 `[batch, items]`; items attend within their segment, 0 or less is padding. None: one, 1.
         strict: anchors do not read earlier anchors (AnLLM's form, arXiv 2402.07616).
-        window: how many items back anchors are read from, counted in positions, the cache's included; None: all.
+        window: how many items back anchors are read from, counted in positions, the cache's included; 0 leaves an
+            item its own tokens alone; None: all.
         cached_k: keys of the anchors of earlier items `[batch, cached items, kv_heads, width]`, oldest first.
         cached_v: shaped like `cached_k`.
         cached_segment_ids: int32 `[batch, cached items]`; None: all of segment 1.
@@ -63,10 +65,16 @@ def anchor_attention(
         UserError: shapes, dtypes or segment ids that do not fit, a named implementation that is unknown, not there on
             this platform, or cannot do this problem.
     """
-    check(q, k, v, segment_ids, window, cached_k, cached_v, cached_segment_ids)
+    check(q, k, v, segment_ids, window, cached_k, cached_v, cached_segment_ids, tiles)
     inputs = _inputs(q, k, v, segment_ids, cached_k, cached_v, cached_segment_ids)
-    out, lse = attend(inputs, Rule(strict, window), tiles, implementation)
+    rule = Rule(bool(strict), shortened(window, inputs.anchor_k_BMGD.shape[1]))
+    out, lse = attend(inputs, rule, tiles, implementation)
     return (out, lse) if return_lse else out
+
+
+def shortened(window: int | None, anchors: int) -> int | None:
+    """A window that leaves no anchor out is none."""
+    return None if window is None or window >= anchors else window
 
 
 def _inputs(q, k, v, segment_ids, cached_k, cached_v, cached_segment_ids) -> Inputs:
@@ -116,12 +124,6 @@ def _run(name: str, x: Inputs, rule: Rule, tiles: Tiles | None):
 def load(name: str) -> Implementation:
     """The implementation called `name`; kernels are imported where they are used first."""
     return importlib.import_module(f"{__package__}.{name}").IMPLEMENTATION
-
-
-def device() -> tuple[str, str]:
-    """(platform: `cpu`, `gpu` or `tpu`; device kind) of the mesh that is set, else of JAX's default device."""
-    found = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return {"cuda": "gpu", "rocm": "gpu"}.get(found.platform, found.platform), found.device_kind
 
 
 def available(platform: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from hisam_jax.errors import UserError
-from hisam_jax.kernels.anchor_attention import api, core, tuning
+from hisam_jax.kernels.anchor_attention import api, core, devices, tuning
 from hisam_jax.kernels.anchor_attention.core import Implementation, Inputs, Rule
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
 
@@ -36,12 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in DEFAULTS.items():
         about = "0: as many as heads" if name == "kv_heads" else "a count"
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"{about} (default {value})")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--implementation", choices=api.IMPLEMENTATIONS[1:], help="default: this platform's first")
     given = parser.parse_args(argv)
     try:
-        x = problem(**{name: getattr(given, name) for name in DEFAULTS}, dtype=given.dtype)
-        platform, kind = api.device()
+        platform, kind = devices.device()
+        dtype = given.dtype or ("float32" if platform == "cpu" else "bfloat16")
+        x = problem(**{name: getattr(given, name) for name in DEFAULTS}, dtype=dtype)
         name = given.implementation or api.ORDER.get(platform, ("xla",))[0]
         if name not in api.available(platform):
             raise UserError(f"no {name!r} on platform {platform!r}", field="implementation")
@@ -76,7 +77,7 @@ def problem(batch, items, tokens, heads, kv_heads, width, cached, dtype) -> Inpu
     return Inputs(*floats, segments[:, cached:], segments, jnp.int32(cached))
 
 
-def best(implementation: Implementation, x: Inputs, time_of: Callable = None) -> tuple[Tiles, dict[str, float]]:
+def best(implementation: Implementation, x: Inputs, time_of: Callable | None = None) -> tuple[Tiles, dict[str, float]]:
     """(the fastest tiles, milliseconds of the passes under them).
 
     Args:
@@ -87,11 +88,11 @@ def best(implementation: Implementation, x: Inputs, time_of: Callable = None) ->
     time_of, times, tiles = time_of or seconds, {}, implementation.tiles(Sizes.of(x.q_BNTHD, x.anchor_k_BMGD))
     for what, function in (("forward", _forward), ("backward", _backward)):
         tries = {}
-        for candidate in candidates(tiles, what == "backward", x):
+        for candidate in candidates(implementation, tiles, what == "backward", x):
             try:
                 tries[candidate] = time_of(function(implementation, candidate), x)
             except Exception as error:  # a tile that this device's compiler refuses is no candidate
-                print(f"{what} {candidate}: {type(error).__name__}", file=sys.stderr)
+                print(f"{what} {candidate}: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr)
                 continue
             print(f"{what} {candidate}: {tries[candidate] * 1e3:.2f} ms", file=sys.stderr)
         if not tries:
@@ -101,13 +102,16 @@ def best(implementation: Implementation, x: Inputs, time_of: Callable = None) ->
     return tiles, times
 
 
-def candidates(tiles: Tiles, backward: bool, x: Inputs) -> Iterator[Tiles]:
-    """`tiles`, then every other size of one pass that is not past the problem's own."""
-    prefix = "backward_" if backward else ""
+def candidates(implementation: Implementation, tiles: Tiles, backward: bool, x: Inputs) -> Iterator[Tiles]:
+    """`tiles`, then every other size of one pass that is not past the problem's own and makes another program."""
+    prefix, sizes = "backward_" if backward else "", Sizes.of(x.q_BNTHD, x.anchor_k_BMGD)
+    seen = {implementation.rounded(tiles, sizes)}
     yield tiles
     for items, anchors in itertools.product(ITEMS, ANCHORS):
         other = dataclasses.replace(tiles, **{f"{prefix}items": items, f"{prefix}anchors": anchors})
-        if other != tiles and items < 2 * x.q_BNTHD.shape[1] and anchors < 2 * x.anchor_k_BMGD.shape[1]:
+        program = implementation.rounded(other, sizes)
+        if program not in seen and items < 2 * sizes.items and anchors < 2 * sizes.anchors:
+            seen.add(program)
             yield other
 
 

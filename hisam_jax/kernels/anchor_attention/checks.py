@@ -5,19 +5,25 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from hisam_jax.errors import UserError
+from hisam_jax.kernels.anchor_attention.tiles import Tiles
 
 
-def check(q, k, v, segment_ids, window, cached_k, cached_v, cached_segment_ids) -> None:
+def check(q, k, v, segment_ids, window, cached_k=None, cached_v=None, cached_segment_ids=None, tiles=None) -> None:
     """Shapes, dtypes and segment ids of `api.anchor_attention`.
 
     Raises:
         UserError: the first that does not fit, with its sizes.
     """
-    if q.ndim != 5 or not all(q.shape[1:]):
+    if q.ndim != 5 or not all(q.shape):
         raise UserError(f"q of shape {q.shape}", field="q", expected="[batch, items, tokens, heads, width], none 0")
     if k.shape != v.shape:
         raise UserError(f"k of shape {k.shape} beside v of shape {v.shape}", field="v", expected="the shape of k")
-    if k.ndim != 5 or (*k.shape[:3], k.shape[4]) != (*q.shape[:3], q.shape[4]) or q.shape[3] % max(k.shape[3], 1):
+    if (
+        k.ndim != 5
+        or (*k.shape[:3], k.shape[4]) != (*q.shape[:3], q.shape[4])
+        or not k.shape[3]
+        or q.shape[3] % k.shape[3]
+    ):
         raise UserError(
             f"k of shape {k.shape} beside q of shape {q.shape}",
             field="k",
@@ -32,14 +38,16 @@ def check(q, k, v, segment_ids, window, cached_k, cached_v, cached_segment_ids) 
         _check_segments("segment_ids", segment_ids, q.shape[:2])
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
         raise UserError(f"window {window!r}", field="window", expected="None or a whole number of items, 0 or more")
+    if tiles is not None and not isinstance(tiles, Tiles):
+        raise UserError(f"tiles {tiles!r}", field="tiles", expected="a Tiles, or None")
     _check_cache(k, cached_k, cached_v, cached_segment_ids)
 
 
 def _check_segments(name: str, ids, shape: tuple[int, ...]) -> None:
-    if ids.shape != shape or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise UserError(
-            f"{name} of shape {ids.shape} and dtype {ids.dtype}", field=name, expected=f"integers of shape {shape}"
-        )
+    found = f"shape {ids.shape} and dtype {ids.dtype}" if hasattr(ids, "dtype") else f"type {type(ids).__name__}"
+    # A wider integer would wrap: two users could become one.
+    if not hasattr(ids, "dtype") or ids.shape != shape or not jnp.can_cast(ids.dtype, jnp.int32):
+        raise UserError(f"{name} of {found}", field=name, expected=f"int32 of shape {shape}")
 
 
 def _check_cache(k, cached_k, cached_v, cached_segment_ids) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from hisam_jax.kernels.anchor_attention.core import MASKED
+from hisam_jax.kernels.anchor_attention.core import MASKED, dot
 
 
 def attend_to_context(q_BNTHD, k_BNTGD, v_BNTGD, context_k_BMGD, context_v_BMGD, local_BNTT, context_BNTM) -> jax.Array:
@@ -25,11 +23,11 @@ def attend_to_context(q_BNTHD, k_BNTGD, v_BNTGD, context_k_BMGD, context_v_BMGD,
         `[B, N, T, H, D]` in q's dtype; rows that may read nothing give zeros.
     """
     group = q_BNTHD.shape[3] // k_BNTGD.shape[3]
-    q_BNTGRD = rearrange(q_BNTHD, "b n t (g r) d -> b n t g r d", r=group) * (q_BNTHD.shape[-1] ** -0.5)
-    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    local = dot("bntgrd,bnsgd->bngrts", q_BNTGRD, k_BNTGD)
+    q_BNTGRD = rearrange(q_BNTHD, "b n t (g r) d -> b n t g r d", r=group)
+    scale = q_BNTHD.shape[-1] ** -0.5
+    local = dot("bntgrd,bnsgd->bngrts", q_BNTGRD, k_BNTGD) * scale
     local = jnp.where(local_BNTT[:, :, None, None], local, MASKED)
-    far = dot("bntgrd,bmgd->bngrtm", q_BNTGRD, context_k_BMGD)
+    far = dot("bntgrd,bmgd->bngrtm", q_BNTGRD, context_k_BMGD) * scale
     far = jnp.where(context_BNTM[:, :, None, None], far, MASKED)
     top = jnp.maximum(local.max(-1, keepdims=True), far.max(-1, keepdims=True, initial=MASKED))
     top = jax.lax.stop_gradient(jnp.maximum(top, 0.5 * MASKED))  # a row with nothing to read: exp(...) is 0, not 1

@@ -35,7 +35,7 @@ class Inputs(NamedTuple):
         q_BNTHD: queries of N items of T tokens, the anchor last.
         k_BNTGD, v_BNTGD: the items' own tokens.
         anchor_k_BMGD, anchor_v_BMGD: anchors of M items: cached ones and the N items' own.
-        segment_BN, anchor_segment_BM: int32 segments, 0 is padding.
+        segment_BN, anchor_segment_BM: int32 segments, 0 or less is padding.
         first: int32 scalar; query item n is item `first + n` of the M.
     """
 
@@ -67,12 +67,20 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """A forward and a backward function, and the tile sizes that suit given sizes; see the module."""
+    """One way to compute it; see the module.
+
+    Attributes:
+        name: in the list of the api.
+        forward, backward: the two functions.
+        tiles: `sizes -> Tiles` that suit them.
+        rounded: `(tiles, sizes) -> Tiles`, what tiles asked for come to; two that come to one are one program.
+    """
 
     name: str
     forward: Callable
     backward: Callable
     tiles: Callable
+    rounded: Callable = lambda tiles, sizes: tiles
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -97,6 +105,12 @@ def _backward(implementation, rule, tiles, kept, cotangents):
 
 
 attend.defvjp(_forward, _backward)
+
+
+def dot(product: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`einsum` with float32 sums; float32 factors are multiplied as such, where a TPU or a GPU would round them."""
+    precision = "highest" if a.dtype == jnp.float32 else None
+    return jnp.einsum(product, a, b, preferred_element_type=jnp.float32, precision=precision)
 
 
 def reads_anchor(rule: Rule, item_Q: jax.Array, anchor_M: jax.Array) -> jax.Array:

@@ -63,4 +63,5 @@ def _queries(sizes: Sizes) -> int:
 
 
 def _keys(sizes: Sizes) -> int:
-    return 2 * (sizes.items * sizes.tokens + sizes.anchors) * sizes.kv_heads * sizes.width
+    cached = max(sizes.anchors - sizes.items, 0)  # the items' own anchors are among their tokens
+    return 2 * (sizes.items * sizes.tokens + cached) * sizes.kv_heads * sizes.width

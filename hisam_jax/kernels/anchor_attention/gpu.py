@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from hisam_jax.kernels.anchor_attention import gpu_backward, gpu_backward_anchors, gpu_forward, gpu_plan, gpu_tile
+from hisam_jax.kernels.anchor_attention import (
+    devices,
+    gpu_backward,
+    gpu_backward_anchors,
+    gpu_forward,
+    gpu_plan,
+    gpu_tile,
+)
 from hisam_jax.kernels.anchor_attention.core import Implementation, Inputs, Rule
 from hisam_jax.kernels.anchor_attention.gpu_tile import HALF, LOG2_E, ROWS
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
@@ -71,6 +78,18 @@ def interpreted(**params):
         gpu_tile.in_place.reset(token)
 
 
+def interpretation() -> bool:
+    """Whether `interpreted` holds here."""
+    return not gpu_tile.in_place.get()
+
+
+def rounded(tiles: Tiles, sizes: Sizes) -> Tiles:
+    """The tiles that tiles asked for come to: rows are fixed, anchors come in 64s or 128s."""
+    items = -(-ROWS // sizes.tokens)
+    forward, backward = (HALF if n <= HALF else ROWS for n in (tiles.anchors, tiles.backward_anchors))
+    return Tiles(items, forward, items, HALF if sizes.width > HALF else backward)
+
+
 def tiles(sizes: Sizes) -> Tiles:
     """Tile sizes that fit an H100's registers and shared memory.
 
@@ -94,13 +113,6 @@ def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
     return _by_item(x, out_BRHD), _by_item(x, rearrange(lse_BHR, "b h r -> b r h"))
 
 
-def capability() -> int | None:
-    """Major compute capability of JAX's default device; None where that is no GPU: a compile is for one elsewhere."""
-    if jax.default_backend() != "gpu":
-        return None
-    return int(float(jax.devices()[0].compute_capability))
-
-
 def _problem(x: Inputs, rule: Rule, anchors: int) -> Problem:
     width, tokens, group = x.q_BNTHD.shape[4], x.q_BNTHD.shape[2], x.q_BNTHD.shape[3] // x.k_BNTGD.shape[3]
     if x.q_BNTHD.dtype != jnp.bfloat16:
@@ -109,8 +121,9 @@ def _problem(x: Inputs, rule: Rule, anchors: int) -> Problem:
         raise NotImplementedError(f"the gpu kernel takes head widths of 64 and 128, not {width}")
     if tokens > HALF:
         raise NotImplementedError(f"the gpu kernel takes items of at most {HALF} tokens, not {tokens}")
-    if capability() not in (None, 9):
-        raise NotImplementedError(f"the gpu kernel is for Hopper, compute capability 9, not {capability()}")
+    capability = devices.compute_capability()
+    if capability is not None and not 9 <= capability < 10:
+        raise NotImplementedError(f"the gpu kernel is for Hopper, compute capability 9, not {capability}")
     block = HALF if anchors <= HALF else ROWS
     return Problem(
         tokens, rule.window, group, block, width**-0.5 * LOG2_E, 1 if HALF % tokens == 0 else 2, 256 // width
@@ -170,4 +183,4 @@ def _stats(lse_BNTH, delta_BNTH, marks_B2R):
     return jnp.stack([own_BHR, far_BHR, delta_BHR], axis=2)
 
 
-IMPLEMENTATION = Implementation("gpu", forward, backward, tiles)
+IMPLEMENTATION = Implementation("gpu", forward, backward, tiles, rounded)

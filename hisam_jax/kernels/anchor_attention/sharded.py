@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from hisam_jax.errors import UserError
 from hisam_jax.kernels.anchor_attention import api
+from hisam_jax.kernels.anchor_attention.checks import check
 from hisam_jax.kernels.anchor_attention.core import Inputs, Rule
 from hisam_jax.kernels.anchor_attention.tiles import Tiles
 
@@ -48,16 +49,16 @@ def sharded_anchor_attention(
     """`anchor_attention` under `jax.shard_map` on the mesh that is set (`jax.set_mesh`); arguments as there.
 
     Raises:
-        UserError: no mesh is set, it lacks an axis, or an axis does not divide what it splits.
+        UserError: as there; no mesh is set, it lacks an axis, an axis is named twice or does not divide what it splits.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    segment_ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+    check(q, k, v, segment_ids, window, tiles=tiles)
     _check(mesh, axes, q, k)
+    segment_ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else jnp.asarray(segment_ids, jnp.int32)
     batch, items, heads = (name or None for name in dataclasses.astuple(axes))
     tokens, ids = jax.P(batch, items, None, heads, None), jax.P(batch, items)
-    local = functools.partial(
-        _local, items=items, rule=Rule(strict, window), tiles=tiles, implementation=implementation
-    )
+    rule = Rule(bool(strict), api.shortened(window, q.shape[1]))
+    local = functools.partial(_local, items=items, rule=rule, tiles=tiles, implementation=implementation)
     specs = (tokens, tokens, tokens, ids)
     arrays = (q, k, v, segment_ids)
     if mesh.explicit_axes:
@@ -80,6 +81,9 @@ def _local(q, k, v, segment_BN, *, items: str | None, rule: Rule, tiles, impleme
 def _check(mesh, axes: Axes, q, k) -> None:
     if mesh.empty:
         raise UserError("no mesh is set", field="attention axes", expected="jax.set_mesh(mesh) around the call")
+    named = [name for name in dataclasses.astuple(axes) if name]
+    if len(set(named)) < len(named):
+        raise UserError(f"axes {named}", field="attention axes", expected="each mesh axis once")
     sizes = {"batch": q.shape[0], "items": q.shape[1], "heads": k.shape[3]}
     for what, name in dataclasses.asdict(axes).items():
         if not name:

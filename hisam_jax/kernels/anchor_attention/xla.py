@@ -10,17 +10,14 @@ group serves them all.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from hisam_jax.kernels.anchor_attention.core import MASKED, Implementation, Inputs, Rule, reads_anchor
+from hisam_jax.kernels.anchor_attention.core import MASKED, Implementation, Inputs, Rule, dot, reads_anchor
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
-
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def tiles(sizes: Sizes) -> Tiles:
@@ -38,6 +35,8 @@ class _Chunk(NamedTuple):
     v_BGCTD: jax.Array
     segment_BC: jax.Array
     item_C: jax.Array
+    start: jax.Array  # blocks of anchors, from and to, that any of them may read
+    stop: jax.Array
 
 
 class _Anchors(NamedTuple):
@@ -62,11 +61,11 @@ def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
         empty = jnp.full(chunk.q_BGCQD.shape[:4], 0.5 * MASKED)  # above MASKED: exp(MASKED - empty) is 0, not 1
         running = empty, jnp.zeros_like(empty), jnp.zeros(chunk.q_BGCQD.shape, jnp.float32)
         running = _accumulate(running, _local_scores(chunk, tokens), chunk.v_BGCTD, "bgcqt,bgctd->bgcqd")
-        top, total, out = jax.lax.fori_loop(*_range(chunk, rule, anchors, block), one_block, running)
+        top, total, out = jax.lax.fori_loop(chunk.start, chunk.stop, one_block, running)
         out = out / jnp.maximum(total, 1e-30)[..., None]
         return out.astype(x.q_BNTHD.dtype), jnp.where(total > 0, jnp.log(total) + top, -jnp.inf)
 
-    out, lse = jax.lax.map(one_chunk, _chunks(x, min(tiles.items, items)))
+    out, lse = jax.lax.map(one_chunk, _chunks(x, rule, _even(items, tiles.items), anchors, block))
     out = rearrange(out, "z b g c (r t) d -> b (z c) t (g r) d", t=tokens)[:, :items]
     return out, rearrange(lse, "z b g c (r t) -> b (z c) t (g r)", t=tokens)[:, :items]
 
@@ -74,7 +73,7 @@ def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
 def backward(x: Inputs, lse, d_out, delta, rule: Rule, tiles: Tiles) -> tuple[jax.Array, ...]:
     """See `core`."""
     items, tokens, groups, dtype = *x.q_BNTHD.shape[1:3], x.k_BNTGD.shape[3], x.q_BNTHD.dtype
-    size = min(tiles.backward_items, items)
+    size = _even(items, tiles.backward_items)
     block, anchors = _blocks(x, tiles.backward_anchors)
 
     def one_chunk(sums, inputs):
@@ -84,17 +83,17 @@ def backward(x: Inputs, lse, d_out, delta, rule: Rule, tiles: Tiles) -> tuple[ja
             d_q, sum_k, sum_v = carry
             part = _block(anchors, index, block)
             d_scores, d_k, d_v = _pull(_far_scores(chunk, part, rule, tokens), chunk.q_BGCQD, part.v_BGAD, rows, "bgad")
-            d_q += _dot("bgcqa,bgad->bgcqd", d_scores, part.k_BGAD)
+            d_q += dot("bgcqa,bgad->bgcqd", d_scores, part.k_BGAD)
             return d_q, _add_at(sum_k, d_k, index * block), _add_at(sum_v, d_v, index * block)
 
         d_scores, d_k, d_v = _pull(_local_scores(chunk, tokens), chunk.q_BGCQD, chunk.v_BGCTD, rows, "bgcad")
-        d_q = _dot("bgcqt,bgctd->bgcqd", d_scores, chunk.k_BGCTD)
-        d_q, *sums = jax.lax.fori_loop(*_range(chunk, rule, anchors, block), one_block, (d_q, *sums))
+        d_q = dot("bgcqt,bgctd->bgcqd", d_scores, chunk.k_BGCTD)
+        d_q, *sums = jax.lax.fori_loop(chunk.start, chunk.stop, one_block, (d_q, *sums))
         return tuple(sums), tuple(part.astype(dtype) for part in (d_q, d_k, d_v))
 
     rows = [_rows(part, groups, size) for part in (d_out, lse[..., None], delta[..., None])]
     sums = tuple(jnp.zeros(part.shape, jnp.float32) for part in anchors[:2])
-    sums, (d_q, d_k, d_v) = jax.lax.scan(one_chunk, sums, (_chunks(x, size), *rows))
+    sums, (d_q, d_k, d_v) = jax.lax.scan(one_chunk, sums, (_chunks(x, rule, size, anchors, block), *rows))
     d_q = rearrange(d_q, "z b g c (r t) d -> b (z c) t (g r) d", t=tokens)[:, :items]
     d_k, d_v = (rearrange(part, "z b g c t d -> b (z c) t g d")[:, :items] for part in (d_k, d_v))
     count = x.anchor_k_BMGD.shape[1]
@@ -113,15 +112,21 @@ def _rows(x_BNTHD: jax.Array, groups: int, size: int) -> jax.Array:
     return rearrange(_padded(x_BNTHD, 1, size), "b (z c) t (g r) d -> z b g c (r t) d", c=size, g=groups)
 
 
-def _chunks(x: Inputs, size: int) -> _Chunk:
+def _even(total: int, most: int) -> int:
+    """The size of the fewest parts of at most `most` that are nearly equal: 65 of at most 64 make two of 33."""
+    return -(-total // -(-total // most))
+
+
+def _chunks(x: Inputs, rule: Rule, size: int, anchors: _Anchors, block: int) -> _Chunk:
     q, k, v = (_rows(part, x.k_BNTGD.shape[3], size) for part in x[:3])
     segment = rearrange(_padded(x.segment_BN, 1, size), "b (z c) -> z b c", c=size)
-    return _Chunk(q, k, v, segment, x.first + jnp.arange(len(segment) * size).reshape(-1, size))
+    item_ZC = x.first + jnp.arange(len(segment) * size).reshape(-1, size)
+    return _Chunk(q, k, v, segment, item_ZC, *_ranges(segment, item_ZC, rule, anchors, block))
 
 
 def _blocks(x: Inputs, size: int) -> tuple[int, _Anchors]:
     """(anchors of a block, all anchors padded to whole blocks of segment 0)."""
-    size = min(size, x.anchor_k_BMGD.shape[1])
+    size = _even(x.anchor_k_BMGD.shape[1], size)
     k, v = (rearrange(_padded(part, 1, size), "b m g d -> b g m d") for part in (x.anchor_k_BMGD, x.anchor_v_BMGD))
     return size, _Anchors(k, v, _padded(x.anchor_segment_BM, 1, size), jnp.arange(k.shape[2]))
 
@@ -131,11 +136,25 @@ def _block(anchors: _Anchors, index: jax.Array, size: int) -> _Anchors:
     return jax.tree.map(lambda p, axis: jax.lax.dynamic_slice_in_dim(p, index * size, size, axis), anchors, axes)
 
 
-def _range(chunk: _Chunk, rule: Rule, anchors: _Anchors, size: int) -> tuple[jax.Array, jax.Array]:
-    """Blocks (from, to) that any item of the chunk reads."""
-    start = 0 if rule.window is None else jnp.maximum(chunk.item_C[0] - rule.window, 0) // size
-    stop = jnp.minimum(-(-chunk.item_C[-1] // size), anchors.index_A.shape[0] // size)
-    return jnp.minimum(start, stop), stop
+def _ranges(segment_ZBC, item_ZC, rule: Rule, anchors: _Anchors, size: int) -> tuple[jax.Array, jax.Array]:
+    """Blocks (from, to) that each chunk reads: up to the diagonal, inside the window, and of segments that it holds."""
+    count = anchors.index_A.shape[0] // size
+    first_J = size * jnp.arange(count)
+    reads_ZJ = first_J < item_ZC[:, -1:]
+    if rule.window is not None:
+        reads_ZJ &= first_J + size > item_ZC[:, :1] - rule.window
+    low_BJ, high_BJ = _least_and_greatest(rearrange(anchors.segment_BA, "b (j a) -> b j a", j=count))
+    low_ZB, high_ZB = _least_and_greatest(segment_ZBC)
+    shared_ZBJ = (high_ZB[..., None] >= low_BJ) & (low_ZB[..., None] <= high_BJ)
+    reads_ZJ &= shared_ZBJ.any(1)
+    start_Z, stop_Z = jnp.argmax(reads_ZJ, axis=1), count - jnp.argmax(reads_ZJ[:, ::-1], axis=1)
+    return jnp.where(reads_ZJ.any(1), start_Z, count), stop_Z
+
+
+def _least_and_greatest(segment: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of the last axis, padding left out; where there is nothing else, the least is above the greatest."""
+    real = segment > 0
+    return jnp.where(real, segment, jnp.iinfo(jnp.int32).max).min(-1), jnp.where(real, segment, 0).max(-1)
 
 
 def _add_at(total_BGMD: jax.Array, part_BGAD: jax.Array, place: jax.Array) -> jax.Array:
@@ -145,14 +164,14 @@ def _add_at(total_BGMD: jax.Array, part_BGAD: jax.Array, place: jax.Array) -> ja
 
 def _local_scores(chunk: _Chunk, tokens: int) -> jax.Array:
     """Float32 `[B, G, C, Q, T]`, scaled; `MASKED` where nothing may be read."""
-    scores = _dot("bgcqd,bgctd->bgcqt", chunk.q_BGCQD, chunk.k_BGCTD) * chunk.q_BGCQD.shape[-1] ** -0.5
+    scores = dot("bgcqd,bgctd->bgcqt", chunk.q_BGCQD, chunk.k_BGCTD) * chunk.q_BGCQD.shape[-1] ** -0.5
     causal_QT = jnp.arange(tokens) <= (jnp.arange(scores.shape[3]) % tokens)[:, None]
     return jnp.where(causal_QT & (chunk.segment_BC > 0)[:, None, :, None, None], scores, MASKED)
 
 
 def _far_scores(chunk: _Chunk, part: _Anchors, rule: Rule, tokens: int) -> jax.Array:
     """Float32 `[B, G, C, Q, A]`, scaled; `MASKED` where nothing may be read."""
-    scores = _dot("bgcqd,bgad->bgcqa", chunk.q_BGCQD, part.k_BGAD) * chunk.q_BGCQD.shape[-1] ** -0.5
+    scores = dot("bgcqd,bgad->bgcqa", chunk.q_BGCQD, part.k_BGAD) * chunk.q_BGCQD.shape[-1] ** -0.5
     reads_BCA = reads_anchor(rule, chunk.item_C[:, None], part.index_A) & (chunk.segment_BC > 0)[..., None]
     reads_BCQA = (reads_BCA & (chunk.segment_BC[..., None] == part.segment_BA[:, None]))[:, :, None]
     if rule.strict:
@@ -165,7 +184,7 @@ def _accumulate(running, scores, values, product: str):
     top, total, out = running
     higher = jnp.maximum(top, scores.max(-1))
     weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-    out = out * shrink[..., None] + _dot(product, weights.astype(values.dtype), values)
+    out = out * shrink[..., None] + dot(product, weights.astype(values.dtype), values)
     return higher, total * shrink + weights.sum(-1), out
 
 
@@ -174,7 +193,7 @@ def _pull(scores, q_BGCQD, values, rows, keys: str) -> tuple[jax.Array, jax.Arra
     d_out, lse, delta = rows
     dtype = q_BGCQD.dtype
     weights = jnp.exp(scores - lse)
-    d_scores = weights * (_dot(f"bgcqd,{keys}->bgcqa", d_out, values) - delta) * q_BGCQD.shape[-1] ** -0.5
+    d_scores = weights * (dot(f"bgcqd,{keys}->bgcqa", d_out, values) - delta) * q_BGCQD.shape[-1] ** -0.5
     weights, d_scores = weights.astype(dtype), d_scores.astype(dtype)
-    d_keys, d_values = (_dot(f"bgcqa,bgcqd->{keys}", *pair) for pair in ((d_scores, q_BGCQD), (weights, d_out)))
+    d_keys, d_values = (dot(f"bgcqa,bgcqd->{keys}", *pair) for pair in ((d_scores, q_BGCQD), (weights, d_out)))
     return d_scores, d_keys, d_values
