@@ -1,6 +1,10 @@
 """The whole path on the embedded shop learns what was planted there."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +21,19 @@ MARGIN = 2.5  # the shop's own Markov chain over leaves stands at about eight ti
 
 @pytest.mark.slow
 def test_the_shop_is_learnt_from_raw_logs_to_recommendations(tmp_path):
+    """In a process of its own, without the suite's quick compilation: here it is the programs that take the time."""
+    here = Path(__file__).resolve()
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here.parents[1]), env.get("PYTHONPATH", "")])
+    script = "import pathlib, sys, test_end_to_end as t; t.learn(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=here.parents[1], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def learn(tmp_path: Path) -> None:
+    """The whole path under `tmp_path`, and what must come of it."""
     sizes = {"users": 1200, "items": 600, "events_per_user": 24.0}
     prepare(
         "shop",
