@@ -23,9 +23,7 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def rivals(platform: str) -> dict[str, Attention]:
     """Name -> function, ours first."""
     library = "cudnn" if platform == "gpu" else "xla"
-    ours = {
-        name: functools.partial(anchor_attention, implementation=name) for name in api.ORDER.get(platform, ("xla",))
-    }
+    ours = {name: functools.partial(anchor_attention, implementation=name) for name in api.order(platform)}
     return ours | {
         "flat": functools.partial(flat, library=library),
         "dense": dense,

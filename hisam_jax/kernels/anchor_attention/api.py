@@ -94,7 +94,7 @@ def attend(x: Inputs, rule: Rule, tiles: Tiles | None = None, name: str | None =
     where = device()[0]
     if name is None:
         reasons = []
-        for candidate in ORDER.get(where, ("xla",)):
+        for candidate in order(where):
             try:
                 return _run(candidate, x, rule, tiles)
             except NotImplementedError as reason:
@@ -124,6 +124,11 @@ def _run(name: str, x: Inputs, rule: Rule, tiles: Tiles | None):
 def load(name: str) -> Implementation:
     """The implementation called `name`; kernels are imported where they are used first."""
     return importlib.import_module(f"{__package__}.{name}").IMPLEMENTATION
+
+
+def order(platform: str) -> tuple[str, ...]:
+    """Implementations that are tried in turn on a platform where none is named."""
+    return ORDER.get(platform, ("xla",))
 
 
 def available(platform: str) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         platform, kind = devices.device()
         dtype = given.dtype or ("float32" if platform == "cpu" else "bfloat16")
         x = problem(**{name: getattr(given, name) for name in DEFAULTS}, dtype=dtype)
-        name = given.implementation or api.ORDER.get(platform, ("xla",))[0]
+        name = given.implementation or api.order(platform)[0]
         if name not in api.available(platform):
             raise UserError(f"no {name!r} on platform {platform!r}", field="implementation")
         implementation, file = api.load(name), tuning.file_of(kind)

@@ -95,9 +95,7 @@ def tiles(sizes: Sizes) -> Tiles:
 
     Rows come in 128s, in the kernel for anchors in 64s, whatever is asked of items; anchors in 64s or 128s.
     """
-    items = -(-ROWS // sizes.tokens)
-    anchors = ROWS if sizes.anchors > HALF else HALF
-    return Tiles(items, anchors, items, HALF if sizes.width > HALF else anchors)
+    return rounded(Tiles(sizes.items, sizes.anchors, sizes.items, sizes.anchors), sizes)
 
 
 def forward(x: Inputs, rule: Rule, tiles: Tiles) -> tuple[jax.Array, jax.Array]:

@@ -34,17 +34,10 @@ def queries(arrays, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4, pr
         stats_smem=plgpu.SMEM((2, 3, HALF), jnp.float32),
         q_ready=plgpu.Barrier(num_barriers=2, num_arrivals=7),
     )
-    return plgpu.kernel(
-        functools.partial(_queries_program, problem),
-        out_type=jax.ShapeDtypeStruct(q_BRHD.shape, q_BRHD.dtype),
-        scratch_types=scratch,
-        grid=(heads, rows // ROWS, batch),
-        grid_names=("heads", "tiles", "batch"),
-        num_threads=3,
-        thread_name="warpgroup",
-        compiler_params=tiled.PARAMS,
-        kernel_name="anchor_attention_queries",
-    )(*arrays, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4)
+    program, grid = functools.partial(_queries_program, problem), (heads, rows // ROWS, batch)
+    out = jax.ShapeDtypeStruct(q_BRHD.shape, q_BRHD.dtype)
+    kernel = tiled.launch(program, out, scratch, grid, 3, "queries")
+    return kernel(*arrays, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4)
 
 
 def _queries_program(problem, q, k, v, anchor_k, anchor_v, d_out, stats, marks, segment, order, d_q, **scratch):
@@ -113,26 +106,19 @@ def own_tokens(q_BRHD, k_BRGD, v_BRGD, d_out_BRHD, stats_BH3R, problem):
     """`(d_k_BRGD, d_v_BRGD)`: a program takes 64 keys, and the queries of their items in each head of the group."""
     batch, rows, heads, width = k_BRGD.shape
     one, shape = tiled.matrix_scratch((HALF, width)), jax.ShapeDtypeStruct(k_BRGD.shape, k_BRGD.dtype)
-    return plgpu.kernel(
-        functools.partial(_own_program, problem),
-        out_type=(shape, shape),
-        scratch_types=dict(
-            k_smem=one,
-            v_smem=one,
-            q_smem=one,
-            d_out_smem=one,
-            lse_smem=plgpu.SMEM((HALF,), jnp.float32),
-            delta_smem=plgpu.SMEM((HALF,), jnp.float32),
-            keys_ready=plgpu.Barrier(num_arrivals=2),
-            ready=plgpu.Barrier(num_arrivals=4),
-        ),
-        grid=(heads, rows // HALF, batch),
-        grid_names=("heads", "tiles", "batch"),
-        num_threads=1,
-        thread_name="warpgroup",
-        compiler_params=tiled.PARAMS,
-        kernel_name="anchor_attention_own_tokens",
-    )(q_BRHD, k_BRGD, v_BRGD, d_out_BRHD, stats_BH3R)
+    scratch = dict(
+        k_smem=one,
+        v_smem=one,
+        q_smem=one,
+        d_out_smem=one,
+        lse_smem=plgpu.SMEM((HALF,), jnp.float32),
+        delta_smem=plgpu.SMEM((HALF,), jnp.float32),
+        keys_ready=plgpu.Barrier(num_arrivals=2),
+        ready=plgpu.Barrier(num_arrivals=4),
+    )
+    program, grid = functools.partial(_own_program, problem), (heads, rows // HALF, batch)
+    kernel = tiled.launch(program, (shape, shape), scratch, grid, 1, "own_tokens")
+    return kernel(q_BRHD, k_BRGD, v_BRGD, d_out_BRHD, stats_BH3R)
 
 
 def _own_program(problem, q, k, v, d_out, stats, d_k, d_v, **scratch):

@@ -30,17 +30,11 @@ def anchors(q_BRHD, anchor_k_BMGD, anchor_v_BMGD, d_out_BRHD, stats_BH3R, marks_
     blocks = count // BLOCK
     parts = max(1, min(MOST_PARTS, PROGRAMS // (blocks * heads * batch), q_BRHD.shape[1] // HALF))
     shape = jax.ShapeDtypeStruct((parts, *anchor_k_BMGD.shape), jnp.float32)
-    parts_k, parts_v = plgpu.kernel(
-        functools.partial(_program, problem, parts),
-        out_type=(shape, shape),
-        scratch_types=_scratch(problem.slots, width),
-        grid=(heads, blocks * parts, batch),
-        grid_names=("heads", "blocks", "batch"),
-        num_threads=3,
-        thread_name="warpgroup",
-        compiler_params=tiled.PARAMS,
-        kernel_name="anchor_attention_anchors",
-    )(q_BRHD, anchor_k_BMGD, anchor_v_BMGD, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4)
+    program, grid = functools.partial(_program, problem, parts), (heads, blocks * parts, batch)
+    kernel = tiled.launch(program, (shape, shape), _scratch(problem.slots, width), grid, 3, "anchors")
+    parts_k, parts_v = kernel(
+        q_BRHD, anchor_k_BMGD, anchor_v_BMGD, d_out_BRHD, stats_BH3R, marks_B2R, segment_BM, order_BX4
+    )
     return parts_k.sum(axis=0), parts_v.sum(axis=0)
 
 
@@ -63,8 +57,8 @@ def _scratch(slots: int, width: int) -> dict:
 
 def _program(problem, parts, q, anchor_k, anchor_v, d_out, stats, marks, segment, order, d_k, d_v, **scratch):
     at = SimpleNamespace(**{name: lax.axis_index(name) for name in ("batch", "heads", "warpgroup")})
-    at.block = lax.div(lax.axis_index("blocks"), jnp.int32(parts))
-    at.part = lax.rem(lax.axis_index("blocks"), jnp.int32(parts))
+    at.block = lax.div(lax.axis_index("tiles"), jnp.int32(parts))
+    at.part = lax.rem(lax.axis_index("tiles"), jnp.int32(parts))
     total = order[at.batch, at.block, 3]
     at.begin, at.end = lax.div(total * at.part, jnp.int32(parts)), lax.div(total * (at.part + 1), jnp.int32(parts))
     s = SimpleNamespace(**scratch)

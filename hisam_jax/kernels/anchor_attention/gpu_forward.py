@@ -26,17 +26,9 @@ def attend(q_BRHD, k_BRGD, v_BRGD, anchor_k_BMGD, anchor_v_BMGD, marks_B2R, segm
     """`(out_BRHD, lse_BHR)`; R is a multiple of `ROWS`, M of `problem.block`; `gpu_plan` says what the marks are."""
     batch, rows, heads, width = q_BRHD.shape
     out = jax.ShapeDtypeStruct(q_BRHD.shape, q_BRHD.dtype), jax.ShapeDtypeStruct((batch, heads, rows), jnp.float32)
-    return plgpu.kernel(
-        functools.partial(_program, problem),
-        out_type=out,
-        scratch_types=_scratch(problem, width),
-        grid=(heads, rows // ROWS, batch),
-        grid_names=("heads", "tiles", "batch"),
-        num_threads=3,
-        thread_name="warpgroup",
-        compiler_params=tiled.PARAMS,
-        kernel_name="anchor_attention_forward",
-    )(q_BRHD, k_BRGD, v_BRGD, anchor_k_BMGD, anchor_v_BMGD, marks_B2R, segment_BM, order_BX4)
+    program, grid = functools.partial(_program, problem), (heads, rows // ROWS, batch)
+    kernel = tiled.launch(program, out, _scratch(problem, width), grid, 3, "forward")
+    return kernel(q_BRHD, k_BRGD, v_BRGD, anchor_k_BMGD, anchor_v_BMGD, marks_B2R, segment_BM, order_BX4)
 
 
 def _scratch(problem, width: int) -> dict:

@@ -7,6 +7,7 @@ vectors that go with them.
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,21 @@ NEVER = -MASKED  # subtracted in an exponent, it leaves zero
 
 # Lane semantics on both versions of jax: layouts are said, not inferred.
 PARAMS = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+
+
+def launch(program: Callable, out_type, scratch: dict, grid: tuple[int, int, int], warpgroups: int, name: str):
+    """A kernel over (heads, tiles, batch), as its programs call the axes of their grid."""
+    return plgpu.kernel(
+        program,
+        out_type=out_type,
+        scratch_types=scratch,
+        grid=grid,
+        grid_names=("heads", "tiles", "batch"),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
+        compiler_params=PARAMS,
+        kernel_name=f"anchor_attention_{name}",
+    )
 
 
 def matrix_scratch(shape) -> plgpu.SMEM:

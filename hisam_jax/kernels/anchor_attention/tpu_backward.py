@@ -76,14 +76,11 @@ def _query_kernel(
         d_scores = weights * (dot(d_out[...], anchor_v[...], NT) - tpu_parts.column(delta[...]))
         acc[...] += dot(d_scores.astype(anchor_k.dtype), anchor_k[...], NN)
 
-    @pl.when(reads & masks)
-    def _():
+    def mask():
         rows = tpu_parts.segment_column(segment[...])
-        anchors(tpu_parts.reads_anchors(plan, first[0], tile, block, rows, anchor_segment[...], 0))
+        return tpu_parts.reads_anchors(plan, first[0], tile, block, rows, anchor_segment[...], 0)
 
-    @pl.when(reads & ~masks)
-    def _():
-        anchors(None)
+    tpu_parts.at_each_visit(reads, masks, mask, anchors)
 
     @pl.when(step == plan.block_steps - 1)
     def _():
@@ -94,10 +91,7 @@ def _own_tokens(plan, q, k, v, segment, d_out, lse, delta, d_k, d_v, acc):
     """Gradients of a tile's own keys and values, whole, and the first part of its queries'."""
     segments = tpu_parts.segment_column(segment[...])
     lse_column, delta_column = tpu_parts.column(lse[...]), tpu_parts.column(delta[...])
-    per_item = plan.ratio * plan.sizes.tokens
-    for start, items in plan.local:
-        rows = slice(start * per_item, (start + items) * per_item)
-        keys = slice(start * plan.sizes.tokens, (start + items) * plan.sizes.tokens)
+    for items, rows, keys in tpu_parts.own_parts(plan):
         mask = tpu_parts.reads_own(plan, items, segments[rows])
         weights = _weights(dot(q[rows], k[keys], NT), lse_column[rows], mask, plan)
         d_scores = weights * (dot(d_out[rows], v[keys], NT) - delta_column[rows])
@@ -168,14 +162,11 @@ def _anchor_kernel(
         acc_v[...] += dot(weights.astype(d_out.dtype), d_out[...], NN)
         acc_k[...] += dot(d_scores.astype(q.dtype), q[...], NN)
 
-    @pl.when(reads & masks)
-    def _():
+    def mask():
         anchors = tpu_parts.segment_column(anchor_segment[...])
-        rows(tpu_parts.reads_anchors(plan, first[0], tile, block, segment[...], anchors, 1))
+        return tpu_parts.reads_anchors(plan, first[0], tile, block, segment[...], anchors, 1)
 
-    @pl.when(reads & ~masks)
-    def _():
-        rows(None)
+    tpu_parts.at_each_visit(reads, masks, mask, rows)
 
     @pl.when(step == plan.tile_steps - 1)
     def _():

@@ -77,14 +77,11 @@ def _kernel(plan, first, spans, q, k, v, anchor_k, anchor_v, segment, anchor_seg
             scores = jnp.where(mask, scores, MASKED)
         _add(scores, anchor_v[...], top, total, acc)
 
-    @pl.when(reads & masks)
-    def _():
+    def mask():
         rows = tpu_parts.segment_column(segment[...])
-        anchors(tpu_parts.reads_anchors(plan, first[0], tile, block, rows, anchor_segment[...], 0))
+        return tpu_parts.reads_anchors(plan, first[0], tile, block, rows, anchor_segment[...], 0)
 
-    @pl.when(reads & ~masks)
-    def _():
-        anchors(None)
+    tpu_parts.at_each_visit(reads, masks, mask, anchors)
 
     @pl.when(step == plan.block_steps - 1)
     def _():
@@ -95,10 +92,7 @@ def _kernel(plan, first, spans, q, k, v, anchor_k, anchor_v, segment, anchor_seg
 def _own_tokens(plan, q, k, v, segment, top, total, acc):
     """Starts the softmax with the tile's own tokens, some items at a time."""
     segments = tpu_parts.segment_column(segment[...])
-    per_item = plan.ratio * plan.sizes.tokens
-    for start, items in plan.local:
-        rows = slice(start * per_item, (start + items) * per_item)
-        keys = slice(start * plan.sizes.tokens, (start + items) * plan.sizes.tokens)
+    for items, rows, keys in tpu_parts.own_parts(plan):
         scores = dot(q[rows], k[keys], NT) * tpu_parts.score_scale(plan)
         scores = jnp.where(tpu_parts.reads_own(plan, items, segments[rows]), scores, MASKED)
         highest = jnp.maximum(jnp.max(scores, axis=1, keepdims=True), FLOOR)

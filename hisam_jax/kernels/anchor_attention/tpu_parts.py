@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -112,6 +113,24 @@ def visit(plan: Plan, scalars, b, i, step, *, by_anchors: bool = False) -> tuple
     start, count, whole_start, whole_end = span(scalars, *span_index(plan, b, i, by_anchors=by_anchors))
     other = start + step
     return other, step < count, (other < whole_start) | (other >= whole_end)
+
+
+def at_each_visit(reads, masks, mask: Callable[[], jax.Array], work: Callable[[jax.Array | None], None]) -> None:
+    """`work(mask())` where a step reads a block in part, `work(None)` where in whole, nothing where not at all."""
+    pl.when(reads & masks)(lambda: work(mask()))
+    pl.when(reads & ~masks)(lambda: work(None))
+
+
+def own_parts(plan: Plan) -> Iterator[tuple[int, slice, slice]]:
+    """(items, their rows of queries, their keys) of the parts that a tile's own tokens are scored in."""
+    tokens = plan.sizes.tokens
+    for start, items in plan.local:
+        stop = start + items
+        yield (
+            items,
+            slice(start * plan.ratio * tokens, stop * plan.ratio * tokens),
+            slice(start * tokens, stop * tokens),
+        )
 
 
 def other_index(plan: Plan, scalars, b, i, step, *, by_anchors: bool = False):
