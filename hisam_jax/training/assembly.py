@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.tokenizer.trie import Trie, build_trie
+from hisam_jax.training.checkpoints import differences
 from hisam_jax.training.loop import TrainingConfig
 
 SECTIONS = ("seed", "model", "data", "training", "evaluation")
@@ -109,14 +109,9 @@ class Assembly:
         }
 
     def differs_from(self, then: Mapping[str, Any]) -> str | None:
-        """The first part of the identity that is another than in `then`, a record's JSON; None where none is.
-
-        Switches of the model that `then` does not know yet, and that are off, are no difference.
-        """
-        now = json.loads(json.dumps(self.identity()))
-        known = then.get("model", {})
-        now["model"] = {name: value for name, value in now["model"].items() if name in known or value}
-        return next((name for name in now if then.get(name) != now[name]), None)
+        """The first part of the identity that is another than in `then`, a record's JSON; None where none is."""
+        now = self.identity()
+        return next((name for name in now if differences({name: then.get(name)}, {name: now[name]})), None)
 
     @functools.cached_property
     def trie(self) -> Trie:

@@ -169,19 +169,26 @@ def _but_params(state: TrainState) -> dict[str, Any]:
 
 
 def _check_identity(saved: Saved, identity: Mapping[str, Any]) -> None:
-    then, now = _flatten(saved.identity), _flatten(json.loads(json.dumps(identity)))
-    absent = "absent"
-    differing = [
-        f"{name} was {then.get(name, absent)!r}, is {now.get(name, absent)!r}"
-        for name in sorted({*then, *now})
-        if then.get(name, absent) != now.get(name, absent) and (name in then or now[name])
-    ]  # a switch that the checkpoint does not know yet, and that is off, changes nothing
+    differing = differences(saved.identity, identity)
     if differing:
         raise UserError(
             f"the checkpoint of step {saved.step} is of another configuration: {'; '.join(differing)}",
             path=saved.path,
             hint="run with the same arguments, or into a new workdir",
         )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What `now` says otherwise than the record `then`, by name and in words.
+
+    A switch that the record does not know yet, and that is off, is no difference.
+    """
+    then, now, absent = _flatten(then), _flatten(json.loads(json.dumps(now))), "absent"
+    return [
+        f"{name} was {then.get(name, absent)!r}, is {now.get(name, absent)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name, absent) != now.get(name, absent) and (name in then or now[name])
+    ]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
