@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy.stats
+
 RESULTS = Path(__file__).parent / "results"
 Started = tuple[subprocess.Popen, Path]
 
@@ -58,6 +61,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(part) for part in line) + " |" for line in lines) + "\n"
+
+
+def t_half_width(values: Sequence[float]) -> float:
+    """Half the 95 % t-interval of a mean of at least two values."""
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def interval(value: dict[str, Any] | None, digits: int = 4) -> str:

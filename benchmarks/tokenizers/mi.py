@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
-from benchmarks.common import interval, table
+from benchmarks.common import interval, t_half_width, table
 from benchmarks.tokenizers import planted, real
 from benchmarks.tokenizers.datasets import SETS, prepared
 from benchmarks.tokenizers.real_tables import METRICS
@@ -120,5 +119,4 @@ def _t_interval(pairs: list, head: str, metric: str) -> str:
     differences = [ours[head][metric] - theirs[head][metric] for ours, theirs in pairs]
     if len(differences) < 2:
         return "of one: none"
-    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / len(differences) ** 0.5
-    return f"± {half:.4f}"
+    return f"± {t_half_width(differences):.4f}"

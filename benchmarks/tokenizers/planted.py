@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
-from benchmarks.common import start, table, wait
+from benchmarks.common import start, t_half_width, table, wait
 from benchmarks.tokenizers.cell import CONFIGS
 from hisam_jax.config import build, load_config
 from hisam_jax.data.dataset import Dataset
@@ -171,5 +170,4 @@ def mean(values: Sequence[float | None]) -> str:
     middle = float(np.mean(values))
     if len(values) < 2:
         return f"{middle:.3f}"
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return f"{middle:.3f} ± {half:.3f}"
+    return f"{middle:.3f} ± {t_half_width(values):.3f}"
