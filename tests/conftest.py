@@ -11,7 +11,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling is most of the suite's time: programs need not be fast ones here.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("PJRT_NPROC", str(max(8, os.cpu_count() or 1)))  # fewer hang the interpreter of GPU kernels
+# Interpreted kernels run programs within callbacks of programs: with few threads, or with the outer program in the
+# background, they wait for each other for ever.
+os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
 import hypothesis
 import pytest

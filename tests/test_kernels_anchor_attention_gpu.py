@@ -58,7 +58,7 @@ def interpreted():
 def check_values(case, tiles: Tiles):
     """The forward pass alone."""
     x = make(case)
-    out, lse = jax.jit(lambda x: gpu.forward(x, case.rule, tiles))(x)
+    out, lse = jax.block_until_ready(jax.jit(lambda x: gpu.forward(x, case.rule, tiles))(x))
     exact = Inputs(*(part.astype(jnp.float32) for part in x[:5]), *x[5:])
     truth, truth_lse = reference.attend(exact, case.rule)
     usual = reference.attend(x, case.rule, rounded=True)[0]
