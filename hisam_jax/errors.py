@@ -1,4 +1,4 @@
-"""The one exception for what the user can mend; the command line turns it into one line and exit code 2."""
+"""The exceptions that the command line turns into one line and an exit code: 2, the user can mend it; 75, try again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class UserError(Exception):
         expected: what would have been accepted.
         hint: what to do about it.
     """
+
+    exit_code = 2
 
     def __init__(
         self,
@@ -41,3 +43,20 @@ class UserError(Exception):
         text += f"; expected {self.expected}" if self.expected else ""
         text += f" ({self.hint})" if self.hint else ""
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
+class PeerLost(UserError):
+    """One of several processes has ended or cannot be reached: this one cannot go on; all of them started again can.
+
+    Args:
+        who: this process.
+        what: what it noticed.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL, which the launchers start again
+
+    def __init__(self, who: str, what: str):
+        super().__init__(
+            f"{who} lost another: {what}",
+            hint="that one's output says why; started again, training goes on from its last checkpoint",
+        )

@@ -8,20 +8,29 @@ import sys
 from collections.abc import Sequence
 
 import hisam_jax
+from hisam_jax import distributed
 from hisam_jax.cli import data, ids, model, results
 from hisam_jax.cli.common import Parser, add_verb, split_overrides, write_result
 from hisam_jax.errors import UserError
 
-DONE, OUR_FAULT, USER_CAN_MEND, INTERRUPTED = 0, 1, 2, 130
+DONE, INTERRUPTED = 0, 130
+ON_A_MESH = ("train", "evaluate")  # what several processes do together
 MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns 0, 2 after one `hisam: error:` line, or 130; our own faults keep their traceback (1)."""
+    """Runs one verb; returns 0, 2 after one `hisam: error:` line, or 130; our own faults keep their traceback (1).
+
+    75 after such a line: one of several processes was lost; started again, they go on.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the runtimes' own chatter would drown the progress lines
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    return distributed.leave(_outcome(sys.argv[1:] if argv is None else argv))
+
+
+def _outcome(argv: Sequence[str]) -> int:
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(argv)
     except UserError as error:
         return _refuse(error)
     except OSError as error:
@@ -53,10 +62,14 @@ def _run(argv: Sequence[str]) -> int:
     if overrides and "config" not in arguments:
         raise UserError(f"hisam {arguments.verb} takes no config", field=f"--config.{next(iter(overrides))}")
     arguments.overrides = overrides
-    write_result(arguments.call(arguments))
+    if arguments.verb in ON_A_MESH:
+        distributed.initialize(guarded=True)
+    result = arguments.call(arguments)
+    if distributed.is_main():
+        write_result(result)
     return DONE
 
 
 def _refuse(error: UserError) -> int:
     print(f"hisam: error: {error}", file=sys.stderr)
-    return USER_CAN_MEND
+    return error.exit_code
