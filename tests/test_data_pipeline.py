@@ -210,10 +210,8 @@ def test_reading_processes_change_nothing(tmp_path):
 def test_processes_share_the_epoch(tmp_path):
     sequences = make_sequences([30, 12, 25, 6, 18])
     data = write_records(tmp_path, sequences)
-    config = PipelineConfig(items_per_row=16, rows=2, window=8, epochs=2)
-    shards = [
-        segments(batches_of(make_pipeline(data, CODES_IL, config, shard_index=i, shard_count=3))) for i in range(3)
-    ]
+    config = PipelineConfig(items_per_row=16, rows=6, streams=3, window=8, epochs=2)
+    shards = [segments(batches_of(make_pipeline(data, CODES_IL, config, streams=[i]))) for i in range(3)]
     items = np.concatenate([part["item"] for shard in shards for part in shard])
     train = np.concatenate([sequence.item[sequence.split == 0] for sequence in sequences])
     np.testing.assert_array_equal(np.sort(items), np.sort(np.tile(train, 2)))

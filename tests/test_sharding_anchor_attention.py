@@ -16,16 +16,15 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SPLITS = {
-    "batch": ("data", "", ""),
-    "heads": ("", "", "model"),
+    "batch": (("data", "fsdp"), "", ""),
+    "heads": ("", "", "tensor"),
     "items": ("", "data", ""),
-    "all": ("data", "sequence", "model"),
+    "all": (("data", "fsdp"), "context", "tensor"),
 }
 
 
 def _compare() -> dict:
     """Largest differences between split and unsplit; run with eight devices."""
-    import dataclasses
     import functools
 
     import jax
@@ -34,10 +33,10 @@ def _compare() -> dict:
 
     from hisam_jax.kernels.anchor_attention import Tiles, anchor_attention
     from hisam_jax.kernels.anchor_attention.sharded import Axes, sharded_anchor_attention
+    from hisam_jax.sharding import AXES, MeshConfig, make_mesh
     from tests.model_fixtures import small_batch, small_catalog, small_model, small_params
 
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "model"), axis_types=auto)
+    mesh = make_mesh(MeshConfig(data=2, tensor=2, context=2))
     x = make(Case(items=20, tokens=5, heads=4, kv_heads=2, batch=2))
     found, quick = {}, functools.partial(jax.jit, compiler_options=QUICK)
 
@@ -64,21 +63,19 @@ def _compare() -> dict:
 
     catalog = small_catalog()
     batch = small_batch(catalog, rows=2, items=8)
-    config = {"heads": 4, "kv_heads": 2, "layers": 3, "remat": True}
+    config = {"heads": 4, "kv_heads": 2, "layers": 3, "remat": "all"}
     model = small_model(**config)
     params, loss_fn = small_params(model, catalog, batch)
     key = jax.random.key(0)
     whole = quick(jax.value_and_grad(lambda p: loss_fn(p, batch, key)[0]))(params)
-    split_config = dataclasses.replace(model.config, split=SPLITS["all"])
-    _, split_loss = small_params(model.clone(config=split_config), catalog, batch)
     with jax.set_mesh(mesh):
-        split = quick(jax.value_and_grad(lambda p: split_loss(p, batch, key)[0]))(params)
+        split = quick(jax.value_and_grad(lambda p: loss_fn(p, batch, key)[0]))(params)
     found["hmat"] = gap(split, whole)
 
-    explicit = jax.make_mesh((2, 2, 2), ("data", "sequence", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 3)
-    with jax.set_mesh(explicit):
+    automatic = jax.make_mesh((2, 1, 2, 2), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    with jax.set_mesh(automatic):
         split = pulled(functools.partial(sharded_anchor_attention, axes=Axes(*SPLITS["all"]), **options))
-    found["explicit axes"] = gap(split, whole_attention)
+    found["automatic axes"] = gap(split, whole_attention)
 
     refused = {}
     for name, axes in {"unknown": ("rows", "", ""), "uneven": ("", "", "data")}.items():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -175,6 +176,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(dataset, tmp_path):
 
     def fill_up(step, values):
         if step == 5:
+            while not checkpoints.saved_steps(tmp_path / "checkpoints"):  # it is written while training goes on
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -32,7 +32,10 @@ class PipelineConfig:
 
     Attributes:
         items_per_row: N, events in a packed row.
-        rows: B, rows in a batch of this process.
+        rows: B, rows in a batch, over all processes.
+        streams: parts of the data that are read apart, each giving `rows / streams` rows of every batch. Processes
+            divide streams between them, so that a batch is the same whatever their number; part of a checkpoint's
+            identity.
         window: the longest run of one user's events that a model sees at once, at most `items_per_row`.
         seed: of the shuffle and of the window offsets.
         workers: reading processes; 0 reads in a thread of this one. Part of a checkpoint's identity.
@@ -41,15 +44,20 @@ class PipelineConfig:
 
     items_per_row: int = 300
     rows: int = 16
+    streams: int = 1
     window: int = 300
     seed: int = 0
     workers: int = 0
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, "data", items_per_row=2, rows=1, window=2, workers=0, seed=0)
+        check_least(self, "data", items_per_row=2, rows=1, streams=1, window=2, workers=0, seed=0)
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"value {self.epochs}", field="data.epochs", expected="1 or more, or None")
+        if self.rows % self.streams:
+            raise UserError(
+                f"value {self.streams}", field="data.streams", expected=f"a divisor of data.rows, {self.rows}"
+            )
         if self.window > self.items_per_row:
             raise UserError(
                 f"value {self.window}", field="data.window", expected=f"at most items_per_row, {self.items_per_row}"
@@ -58,28 +66,60 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """An iterable of batches whose iterator Orbax saves and restores exactly.
+    """An iterable of batches whose iterator `get_state` and `set_state` save and restore exactly.
 
-    A batch has int32 item, segment (0 = padding), action `[B, N]`, codes `[B, N, L]`, and float32 positive, gap,
-    rank_weight, next_weight `[B, N]`. Close the iterator when done with it.
+    A batch has the rows of this process's streams: int32 item, segment (0 = padding), action `[B, N]`, codes
+    `[B, N, L]`, and float32 positive, gap, rank_weight, next_weight `[B, N]`. Close the iterator when done with it.
     """
 
-    batches: grain.IterDataset
+    parts: Mapping[int, grain.IterDataset]
     config: PipelineConfig
-    shard_index: int
-    shard_count: int
     steps_per_epoch: int  # an estimate: packing decides
 
-    def __iter__(self) -> grain.DatasetIterator:
-        return iter(self.batches)
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator({stream: iter(part) for stream, part in self.parts.items()})
 
     def identity(self) -> dict[str, Any]:
         """What a saved position depends on: restored under another one, it would go on with the wrong data."""
-        return {**dataclasses.asdict(self.config), "shard_count": self.shard_count}
+        return dataclasses.asdict(self.config)
+
+
+class BatchIterator:
+    """Batches of several streams side by side, in the streams' order; ends with the first stream that ends."""
+
+    def __init__(self, parts: Mapping[int, grain.DatasetIterator]):
+        self.parts = dict(sorted(parts.items()))
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        batches = [next(part) for part in self.parts.values()]
+        if len(batches) == 1:
+            return batches[0]
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        """Each stream's position by its number, as JSON."""
+        return {str(stream): part.get_state() for stream, part in self.parts.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Moves every stream of this iterator to its position in `state`, which may hold others' too.
+
+        Raises:
+            KeyError: a stream that `state` does not know.
+        """
+        for stream, part in self.parts.items():
+            part.set_state(state[str(stream)])
+
+    def close(self) -> None:
+        """Stops all readers."""
+        for part in self.parts.values():
+            part.close()
 
 
 def make_pipeline(
-    dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, *, shard_index: int = 0, shard_count: int = 1
+    dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, *, streams: Iterable[int] | None = None
 ) -> Pipeline:
     """Batches of every TRAIN event, each exactly once an epoch, in windows shuffled over all users.
 
@@ -87,45 +127,47 @@ def make_pipeline(
         dataset: the prepared dataset; its records and each user's `train_events` are read.
         codes_IL: int32 semantic codes of every item.
         config: shapes, seed, workers, epochs.
-        shard_index: this process.
-        shard_count: how many processes share the data.
+        streams: those that this process reads; None: all.
 
     Raises:
         UserError: nothing to train on.
     """
     train_events_U = dataset.users["train_events"].to_numpy()
     index = WindowIndex.of(train_events_U, config.window)
-    if len(index) < shard_count:
+    if len(index) < config.streams:
         raise UserError(
             f"{int(train_events_U.sum())} training events in {len(index)} windows",
             path=dataset.path,
-            expected=f"at least one window for each of {shard_count} processes",
+            expected=f"at least one window for each of {config.streams} streams",
         )
+    if config.workers and not flags.FLAGS.is_parsed():  # outside absl.app, where Grain's own flags would raise
+        flags.FLAGS.mark_as_parsed()
     source = grain.MapDataset.source(index).shuffle(seed=config.seed)
     read = ReadWindow(grain.sources.ArrayRecordDataSource(dataset.record_paths), config.window, config.seed, len(index))
-    windows = source.map_with_index(read)[shard_index::shard_count].repeat(config.epochs)
+    windows = source.map_with_index(read)
+    parts = {
+        stream: _batches(windows[stream :: config.streams], codes_IL, config)
+        for stream in (range(config.streams) if streams is None else streams)
+    }
+    steps = math.ceil(1.05 * train_events_U.sum() / (config.rows * config.items_per_row))  # 5 % padding
+    return Pipeline(parts, config, steps)
+
+
+def _batches(windows: grain.MapDataset, codes_IL: np.ndarray, config: PipelineConfig) -> grain.IterDataset:
+    """One stream's rows of every batch."""
+    rows = config.rows // config.streams
     # a future for each short record costs more than reading it: one thread, at the end, overlaps it all with the step
-    stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    stream = windows.repeat(config.epochs).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
-        if not flags.FLAGS.is_parsed():  # outside absl.app, where Grain's own flags would raise
-            flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     packed = grain.experimental.FirstFitPackIterDataset(
         stream,
         length_struct={"event": config.items_per_row},
-        num_packing_bins=max(PACKING_BINS, config.rows),
+        num_packing_bins=max(PACKING_BINS, rows),
         seed=config.seed,
     )
-    stack = functools.partial(stack_rows, codes_IL=codes_IL, rows=config.rows)
-    batches = packed.batch(config.rows, batch_fn=stack)
-    steps = math.ceil(1.05 * train_events_U.sum() / (config.rows * config.items_per_row * shard_count))  # 5 % padding
-    return Pipeline(
-        grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2),
-        config,
-        shard_index,
-        shard_count,
-        steps,
-    )
+    batches = packed.batch(rows, batch_fn=functools.partial(stack_rows, codes_IL=codes_IL, rows=rows))
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hisam_jax.distributed import is_main
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import baselines, cold_start, summary
 from hisam_jax.evaluation.intervals import Bootstrap
@@ -48,6 +49,8 @@ def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
         "tie_break": run.assembly.dataset.manifest.get("tie_break"),
         "seconds": time.monotonic() - start,
     }
+    if not is_main():
+        return result
     suffix = "" if split == "test" else f".{split}"
     atomic_write(run.workdir / f"samples{suffix}.json", json.dumps(_samples(run, targets), indent=1))
     _write_arrays(run.workdir / f"predictions{suffix}.npz", arrays)

@@ -140,14 +140,18 @@ def _item_vectors(model, params, catalog):
     return model.apply({"params": params}, catalog, method="item_vectors")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _retrieval(model, params, catalog, vectors_ID, batch):
+def retrieval(model, params, catalog, vectors_ID, batch):
+    """`[B, I]` scores of every item after each history; what `Scorer` runs, unjitted."""
+
     def run(module):
         state_BNTD, _ = module(batch, catalog)
         last, _ = _last(state_BNTD, batch)
         return module.user_vectors(last)[:, 0] @ vectors_ID.T
 
     return model.apply({"params": params}, method=run)
+
+
+_retrieval = jax.jit(retrieval, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import Batch, event_features
@@ -71,10 +73,32 @@ LISTS = ("retrieval", "generation")  # the heads that are judged by ranked lists
 
 
 def ranks_of(head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int) -> Ranks:
-    """Ranks of all targets by one of `LISTS`; `beams` counts for generation only."""
+    """Ranks of all targets by one of `LISTS`; `beams` counts for generation only. Processes share the targets."""
+    rows = share(len(targets.user_T))
+    if len(rows) == len(targets.user_T):
+        return _ranks_of(head, scorer, reader, targets, beams)
+    part = _ranks_of(head, scorer, reader, targets.take(rows), beams)
+    return Ranks(*(merged(rows, ranks, len(targets.user_T)) for ranks in (part.masked_T, part.unmasked_T)))
+
+
+def _ranks_of(head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int) -> Ranks:
     if head == "retrieval":
         return retrieval_ranks(scorer, reader, targets)
     return generation_ranks(scorer, reader, targets, beams=beams)
+
+
+def share(count: int) -> np.ndarray:
+    """The rows of `count` that this process works on: a run of them, as even as can be."""
+    return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
+
+
+def merged(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Every process's values at its own rows; numbers of at most 32 bits."""
+    if jax.process_count() == 1:
+        return values
+    whole = np.zeros(count, values.dtype)
+    whole[rows] = values
+    return multihost_utils.process_allgather(whole).sum(0).astype(values.dtype)
 
 
 def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTargets) -> np.ndarray:
@@ -84,6 +108,7 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
     starts = np.flatnonzero(np.diff(targets.user_E, prepend=-1))
     for events in np.split(np.arange(len(targets.user_E)), starts[1:]) if len(starts) else []:
         jobs += _windows(events, targets.position_E[events], window)
+    jobs = [jobs[job] for job in share(len(jobs))]
     for first in range(0, len(jobs), _BLOCK):
         block = jobs[first : first + _BLOCK]
         histories = [
@@ -91,7 +116,8 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
         ]
         for (events, start, _), logits in zip(block, scorer.clicks_along(histories), strict=True):
             out[events] = logits[targets.position_E[events] - start]
-    return out
+    scored = np.concatenate([events for events, _, _ in jobs]) if jobs else np.zeros(0, np.int64)
+    return merged(scored, out[scored], len(out)) if jax.process_count() > 1 else out
 
 
 def _windows(events: np.ndarray, position: np.ndarray, window: int) -> list[tuple[np.ndarray, int, int]]:

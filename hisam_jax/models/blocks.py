@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from hisam_jax.errors import UserError
 from hisam_jax.kernels.anchor_attention import anchor_attention, attend_to_context
 from hisam_jax.kernels.anchor_attention.sharded import Axes, sharded_anchor_attention
 from hisam_jax.kernels.flat_attention import flat_attention
 from hisam_jax.models.config import HMATConfig
-from hisam_jax.models.layers import Einsum, GatedMLP, RMSNorm
+from hisam_jax.models.layers import Dropout, Einsum, GatedMLP, RMSNorm
 from hisam_jax.models.rope import rope
+from hisam_jax.sharding import BATCH, SPECS
 
 
 @flax.struct.dataclass
@@ -30,6 +34,13 @@ class Cache:
     valid_BM: jax.Array
 
 
+def _axes() -> Axes:
+    """The axes of the mesh that is set which split an attention."""
+    present = jax.sharding.get_abstract_mesh().shape
+    batch = tuple(name for name in BATCH if name in present)
+    return Axes(batch, "context" if "context" in present else "", "tensor" if "tensor" in present else "")
+
+
 class Attention(nn.Module):
     """Queries, keys, values and the attention that the config asks for."""
 
@@ -40,8 +51,9 @@ class Attention(nn.Module):
         """Returns `(out_BNTD, (k, v) to be cached)`; with `past = (k, v, valid)` items see it instead of each other."""
         c, dtype = self.config, self.config.compute_dtype
         heads, groups, width = c.heads, c.kv_heads, c.head_width
-        q = Einsum("bntd,dhk->bnthk", (c.width, heads, width), dtype=dtype, name="q")(x_BNTD)
-        kv = Einsum("bntd,dcgk->cbntgk", (c.width, 2, groups, width), dtype=dtype, name="kv")(x_BNTD)
+        shape, shape_kv = (c.width, heads, width), (c.width, 2, groups, width)
+        q = Einsum("bntd,dhk->bnthk", shape, dtype=dtype, spec=SPECS.query, name="q")(x_BNTD)
+        kv = Einsum("bntd,dcgk->cbntgk", shape_kv, dtype=dtype, spec=SPECS.key_value, name="kv")(x_BNTD)
         k, v = kv[0], kv[1]
         if c.qk_norm:
             q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
@@ -53,21 +65,34 @@ class Attention(nn.Module):
         elif c.anchors:
             out = self._attend(q, k, v, segment_BN)
         else:
-            chunk = {"chunk": x_BNTD.shape[1]} if c.attention == "dense" else {}
-            out = flat_attention(q, k, v, segment_BN, **chunk)
+            out = self._flat(q, k, v, segment_BN)
         kept = (
             (k[:, :, -1], v[:, :, -1]) if c.anchors else tuple(rearrange(x, "b n t g k -> b (n t) g k") for x in (k, v))
         )
         init_scale = (2 * c.layers) ** -0.5
-        out = Einsum("bnthk,hkd->bntd", (heads, width, c.width), (0, 1), init_scale, dtype, name="out")(out)
+        shape, specs = (heads, width, c.width), (SPECS.attention_out, SPECS.batch)
+        out = Einsum("bnthk,hkd->bntd", shape, (0, 1), init_scale, dtype, *specs, name="out")(out)
         return out, kept
 
     def _attend(self, q, k, v, segment_BN):
         c = self.config
         options = {"strict": c.strict, "window": c.window or None, "implementation": c.attention}
-        if c.split and not jax.sharding.get_abstract_mesh().empty:
-            return sharded_anchor_attention(q, k, v, axes=Axes(*c.split), segment_ids=segment_BN, **options)
-        return anchor_attention(q, k, v, segment_ids=segment_BN, **options)
+        if jax.sharding.get_abstract_mesh().empty:
+            return anchor_attention(q, k, v, segment_ids=segment_BN, **options)
+        return sharded_anchor_attention(q, k, v, axes=_axes(), segment_ids=segment_BN, **options)
+
+    def _flat(self, q, k, v, segment_BN):
+        chunk = {"chunk": q.shape[1]} if self.config.attention == "dense" else {}
+        attend = functools.partial(flat_attention, **chunk)
+        mesh, axes = jax.sharding.get_abstract_mesh(), _axes()
+        if mesh.empty:
+            return attend(q, k, v, segment_BN)
+        if axes.items and mesh.shape[axes.items] > 1:
+            problem = f"{mesh.shape[axes.items]} devices along {axes.items!r}"
+            raise UserError(problem, field="mesh", expected="1 for flat attention, which reads every token")
+        heads = jax.P(axes.batch or None, None, None, axes.heads or None)
+        specs = (heads, heads, heads, jax.P(axes.batch or None))
+        return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, segment_BN)
 
     def _continue(self, q, k, v, past, item_BN, slots: int):
         past_k, past_v, valid_BM = past
@@ -91,7 +116,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BNTD, past, item_BN, segment_BN, valid_BM, slots):
         c = self.config
-        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        drop = Dropout(c.dropout, self.deterministic)
         past = None if past is None else (*past, valid_BM)
         out, kept = Attention(c, name="attention")(
             RMSNorm(name="norm_attention")(x_BNTD), item_BN, segment_BN, slots, past

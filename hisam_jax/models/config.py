@@ -41,9 +41,9 @@ class HMATConfig:
         window: items back that anchors are read from, 0 for no bound [ours]; needs `anchors`.
         attention: implementation of anchor attention, None for the platform's; of the flat baseline, None for chunks or
             `dense`. It does not govern what continues a cache, which is always plain XLA.
-        split: mesh axes that split the attention's batch, items and heads, an empty name for none; an empty tuple runs
-            it unsplit. Takes effect where a mesh is set (`jax.set_mesh`) and nowhere else; needs `anchors`.
-        remat: recompute blocks in the backward pass.
+        remat: what the backward pass recomputes of a block: `none`, `all`, or all but the `products` with weights.
+        softmax_items: the largest catalogue whose retrieval loss is over all items; past it the softmax is sampled.
+        negatives: candidates of the sampled softmax.
     """
 
     width: int = 64
@@ -71,12 +71,14 @@ class HMATConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     window: int = 0
     attention: str | None = None
-    split: tuple = ()
-    remat: bool = False
+    remat: Literal["none", "all", "products"] = "none"
+    softmax_items: int = 200_000
+    negatives: int = 8192
 
     def __post_init__(self):
         check_least(self, "model", width=1, layers=1, heads=1, kv_heads=1, mlp=1)
         check_least(self, "model", item_id_rows=0, ranking=0, generation=0, retrieval=0, window=0)
+        check_least(self, "model", softmax_items=0, negatives=2)
         self._check_attention()
         for name in ("dropout", "id_dropout", "code_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -95,20 +97,8 @@ class HMATConfig:
             raise UserError("no head has a weight", field="model.retrieval", expected="at least one weight above 0")
 
     def _check_attention(self) -> None:
-        if (self.window or self.split) and not self.anchors:
-            raise UserError(
-                f"window {self.window}, split {self.split}", field="model.anchors", expected="True with either of them"
-            )
-        names = [name for name in self.split if name]
-        if self.split and (
-            not isinstance(self.split, (tuple, list))
-            or len(self.split) != 3
-            or not all(isinstance(name, str) for name in self.split)
-            or len(set(names)) < len(names)
-        ):
-            raise UserError(
-                f"{self.split!r}", field="model.split", expected="three different mesh axes, of batch, items and heads"
-            )
+        if self.window and not self.anchors:
+            raise UserError(f"window {self.window}", field="model.anchors", expected="True with a window")
         known = IMPLEMENTATIONS if self.anchors else ("dense",)
         if self.attention is not None and self.attention not in known:
             raise UserError(f"{self.attention!r}", field="model.attention", expected=f"None or {' or '.join(known)}")

@@ -12,9 +12,17 @@ from hisam_jax.models.blocks import Block, Cache
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.items import ItemEncoder
-from hisam_jax.models.layers import Einsum, Embed, RMSNorm
+from hisam_jax.models.layers import Dropout, Einsum, Embed, RMSNorm
+from hisam_jax.sharding import BATCH, SPECS, shard
 
 ACTIONS = 11  # 0 unknown, 1..10: half stars
+
+
+def _recomputed(remat: str) -> type[nn.Module]:
+    if remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "products" else None
+    return nn.remat(Block, prevent_cse=False, static_argnums=(6,), policy=policy)
 
 
 class HMAT(nn.Module):
@@ -41,16 +49,15 @@ class HMAT(nn.Module):
         self.special = Embed(3, c.width)  # anchor, target, action
         self.action_table = Embed(ACTIONS, c.width)
         self.gap_projection = Einsum("...k,kd->...d", (3, c.width), scale=0.1)
-        block = nn.remat(Block, prevent_cse=False, static_argnums=(6,)) if c.remat else Block
-        self.blocks, self.final_norm = block, RMSNorm()
+        self.blocks, self.final_norm = _recomputed(c.remat), RMSNorm()
         if c.ranking:
             self.click = Einsum("...d,d->...", (c.width,))
             self.click_bias = self.param("click_bias", nn.initializers.zeros, ())
         if c.generation:
             sizes = (*self.vocab, self.digit) if self.digit else self.vocab
-            self.next_code = [Einsum("...d,dk->...k", (c.width, size), scale=0.5) for size in sizes]
+            self.next_code = [Einsum("...d,dk->...k", (c.width, size), scale=0.5, spec=SPECS.matrix) for size in sizes]
         if c.retrieval:
-            self.user_projection = Einsum("...d,de->...e", (c.width, c.width))
+            self.user_projection = Einsum("...d,de->...e", (c.width, c.width), spec=SPECS.matrix)
 
     @property
     def slots(self) -> int:
@@ -71,7 +78,7 @@ class HMAT(nn.Module):
         tokens = [self.item_encoder.code_embeddings(batch["codes"])]
         vector_BND = self.item_encoder(batch["item"], catalog, deterministic=deterministic)
         context_BND = self._gap(batch["gap"]) if c.time_gap else 0.0
-        action_BND = self.action_table(batch["action"])
+        action_BND = self.action_table(batch["action"], SPECS.batch)
         summary_BND = vector_BND + context_BND
         if c.past_action and (c.actions or not c.ranking):
             summary_BND = summary_BND + action_BND  # with actions off the ranking logit is read here: no answer inside
@@ -90,7 +97,7 @@ class HMAT(nn.Module):
     def run(self, x_BNTD, item_BN, segment_BN, cache: Cache | None = None, *, deterministic: bool = True):
         """Blocks and final norm: `(state_BNTD, Cache)`. With `cache` the items continue a history, each on its own."""
         c = self.config
-        x_BNTD = nn.Dropout(c.dropout)(x_BNTD, deterministic=deterministic).astype(c.compute_dtype)
+        x_BNTD = Dropout(c.dropout, deterministic)(x_BNTD).astype(c.compute_dtype)
         stack = nn.scan(
             self.blocks,
             variable_axes={"params": 0},
@@ -101,8 +108,9 @@ class HMAT(nn.Module):
         past = None if cache is None else (cache.k, cache.v)
         valid_BM = None if cache is None else cache.valid_BM
         x_BNTD, (k, v) = stack(c, deterministic, name="blocks")(x_BNTD, past, item_BN, segment_BN, valid_BM, self.slots)
-        repeats = k.shape[2] // segment_BN.shape[1]
-        return self.final_norm(x_BNTD), Cache(k, v, jnp.repeat(segment_BN > 0, repeats, axis=1))
+        valid_BN, repeats = segment_BN > 0, k.shape[2] // segment_BN.shape[1]
+        valid_BM = valid_BN if repeats == 1 else jnp.repeat(shard(valid_BN, jax.P(BATCH)), repeats, axis=1)
+        return self.final_norm(x_BNTD), Cache(k, v, valid_BM)
 
     def __call__(self, batch: Mapping[str, jax.Array], catalog: Catalog, *, deterministic: bool = True):
         """States of packed histories.
@@ -115,7 +123,7 @@ class HMAT(nn.Module):
             `(state_BNTD, Cache)` after the final norm.
         """
         x_BNTD = self.embed(batch, catalog, deterministic=deterministic)
-        item_BN = jnp.broadcast_to(jnp.arange(x_BNTD.shape[1]), x_BNTD.shape[:2])
+        item_BN = shard(jnp.broadcast_to(jnp.arange(x_BNTD.shape[1]), x_BNTD.shape[:2]), SPECS.batch)
         return self.run(x_BNTD, item_BN, batch["segment"], deterministic=deterministic)
 
     def click_logits(self, state_BNTD: jax.Array) -> jax.Array:
@@ -133,7 +141,7 @@ class HMAT(nn.Module):
 
     def item_vectors(self, catalog: Catalog, *, deterministic: bool = True) -> jax.Array:
         """`[I, D]`: the vectors that retrieval scores with, those that the anchors receive."""
-        return self.item_encoder(jnp.arange(catalog.items), catalog, deterministic=deterministic)
+        return self.item_encoder(None, catalog, deterministic=deterministic)
 
     def _gap(self, gap_BN: jax.Array) -> jax.Array:
         scaled = gap_BN / 10.0  # log1p(hours): 10 is about two and a half years

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.layers import Einsum, Embed
+from hisam_jax.sharding import SPECS, look_up, padded_rows, shard
 
 
 class ItemEncoder(nn.Module):
@@ -28,31 +29,47 @@ class ItemEncoder(nn.Module):
         width = self.config.width
         self.code_tables = [Embed(size, width, name=f"codes_{level}") for level, size in enumerate(self.vocab)]
         if self.config.item_id:
-            self.ids = Embed(self.config.item_id_rows or self.items, width, name="item_id")
+            rows = self.config.item_id_rows or padded_rows(self.items)
+            self.ids = Embed(rows, width, spec=SPECS.rows, name="item_id")
 
-    def code_embeddings(self, codes_xL: jax.Array) -> jax.Array:
+    def code_embeddings(self, codes_xL: jax.Array, spec: jax.P = SPECS.batch) -> jax.Array:
         """`[..., L, D]`: one embedding a code token."""
-        return jnp.stack([table(codes_xL[..., level]) for level, table in enumerate(self.code_tables)], axis=-2)
+        return jnp.stack([table(codes_xL[..., level], spec) for level, table in enumerate(self.code_tables)], axis=-2)
 
     @nn.compact
-    def __call__(self, item_x: jax.Array, catalog: Catalog, *, deterministic: bool = True) -> jax.Array:
-        """Item vectors `[..., D]` in float32; items never trained on have no id embedding."""
-        config = self.config
-        total = jnp.zeros((*item_x.shape, config.width))
+    def __call__(
+        self, item_x: jax.Array | None, catalog: Catalog, *, deterministic: bool = True, spec: jax.P = SPECS.batch
+    ) -> jax.Array:
+        """Item vectors `[..., D]` in float32, placed as `spec` says; of the whole catalogue where `item_x` is None.
+
+        Items never trained on have no id embedding.
+        """
+        config, spec = self.config, SPECS.rows if item_x is None else spec
+
+        def of(table_IX: jax.Array) -> jax.Array:
+            table_IX = jnp.asarray(table_IX)
+            return shard(table_IX, spec) if item_x is None else look_up(table_IX, item_x, spec)
+
+        known = of(catalog.trained_I)[..., None]
+        total = jnp.zeros((*known.shape[:-1], config.width))
         if config.codes:
-            summed = self.code_embeddings(jnp.take(catalog.codes_IL, item_x, axis=0)).sum(-2)
+            summed = self.code_embeddings(of(catalog.codes_IL), spec).sum(-2)
             total += self._keep(config.code_dropout, summed, deterministic)
         if config.features:
             for name, values_IF in sorted(catalog.features.items()):
                 shape = (values_IF.shape[-1], config.width)
-                project = Einsum("...f,fd->...d", shape, scale=0.1, name=f"features_{name}")
-                total += project(jnp.take(values_IF, item_x, axis=0))
+                project = Einsum("...f,fd->...d", shape, scale=0.1, spec=SPECS.matrix, name=f"features_{name}")
+                total += project(of(values_IF))
         if config.item_id:
-            known = jnp.take(catalog.trained_I, item_x, axis=0)[..., None]
-            total += self._keep(
-                config.id_dropout, self.ids(_row(item_x, self.items, self.ids.rows)) * known, deterministic
-            )
+            total += self._keep(config.id_dropout, self._ids(item_x, catalog.items, spec) * known, deterministic)
         return total
+
+    def _ids(self, item_x: jax.Array | None, items: int, spec: jax.P) -> jax.Array:
+        if item_x is not None:
+            return self.ids(_row(item_x, self.items, self.ids.rows), spec)
+        if self.ids.rows >= self.items:
+            return shard(self.ids.table[:items], SPECS.rows)
+        return self.ids(_row(shard(jnp.arange(items), SPECS.rows), self.items, self.ids.rows), SPECS.rows)
 
     def _keep(self, rate: float, x: jax.Array, deterministic: bool) -> jax.Array:
         """Hides whole vectors; unscaled, as an item without an id looks just so when it is served."""

@@ -43,6 +43,8 @@ def fit_dst(
 ) -> DSTModel:
     """Fits DST on the items where `train_rows` (bool [I]) is true; items without any view are left out.
 
+    Every batch is split over all devices of this process.
+
     Raises:
         UserError: features that cannot be used (see `base.check_features`), or no training item with any.
         FloatingPointError: a loss that is not finite.
@@ -61,7 +63,8 @@ def fit_dst(
     watched = rng.permutation(rows)[:WATCHED_ROWS]
     for start, picks_SB in fitting.paired_chunks(rows, cfg.batch_size, cfg.steps, rng):
         steps_S = jnp.arange(start, start + len(picks_SB))
-        state, metrics = _run_steps(cfg, layout, state, jax.random.fold_in(key, 1), steps_S, *load(picks_SB))
+        batch = fitting.split_rows(load(picks_SB))
+        state, metrics = _run_steps(cfg, layout, state, jax.random.fold_in(key, 1), steps_S, *batch)
         row = {name: float(np.mean(values)) for name, values in metrics.items()}
         if not all(np.isfinite(value) for value in row.values()):
             bad = ", ".join(name for name, value in row.items() if not np.isfinite(value))

@@ -52,6 +52,18 @@ def load(
     return {m: v.reshape(*picks.shape, -1) for m, v in x.items()}, {m: np.asarray(present[m][picks]) for m in scales}
 
 
+def split_rows(tree: Any) -> Any:
+    """Arrays `[S, B, ...]` split by rows over this process's devices; themselves where those do not divide B.
+
+    The axis is left to the compiler: networks and books stay whole on every device, and sums over a batch cross them.
+    """
+    devices = jax.local_devices()
+    if len(devices) == 1 or any(leaf.shape[1] % len(devices) for leaf in jax.tree.leaves(tree)):
+        return tree
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P(None, "data")))
+
+
 def standardiser(kind: str, values_IF: np.ndarray, rows_I: np.ndarray) -> Standardiser:
     """Columns of variance 1 over `rows_I`: each of them (`column`), or on average (`modality`)."""
     if kind == "column":

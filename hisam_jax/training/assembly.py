@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
 from hisam_jax.config import build, check_least
@@ -18,12 +19,15 @@ from hisam_jax.files import sha256_of
 from hisam_jax.models.catalog import Catalog, make_catalog
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.hmat import HMAT
+from hisam_jax.sharding import AXES, MeshConfig, make_mesh
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.tokenizer.trie import Trie, build_trie
 from hisam_jax.training.checkpoints import differences
 from hisam_jax.training.loop import TrainingConfig
 
-SECTIONS = ("seed", "model", "data", "training", "evaluation")
+FOR_COMPILING = ("catalogue", "targets")  # sections that `hisam compile` reads: data and devices that are not here
+ALL_DATA = MeshConfig()
+SECTIONS = ("seed", "model", "data", "training", "evaluation", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +61,12 @@ class Configs:
     data: PipelineConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    mesh: MeshConfig = ALL_DATA
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Configs:
         """Sections of a config; `seed` is that of the parameters, the order of the data and the bootstrap."""
-        unknown = [name for name in config if name not in SECTIONS]
+        unknown = [name for name in config if name not in (*SECTIONS, *FOR_COMPILING)]
         if unknown:
             raise UserError("unknown config field", field=unknown[0], expected=" or ".join(SECTIONS))
         seed = int(config.get("seed", 0))
@@ -75,14 +80,20 @@ class Configs:
             build(PipelineConfig, section("data", seed=seed), "data"),
             build(TrainingConfig, section("training", seed=seed), "training"),
             build(EvaluationConfig, section("evaluation"), "evaluation"),
+            build(MeshConfig, section("mesh"), "mesh"),
         )
 
 
 def run_config(
-    seed: int, model: HMATConfig, data: PipelineConfig, training: TrainingConfig, evaluation: EvaluationConfig
+    seed: int,
+    model: HMATConfig,
+    data: PipelineConfig,
+    training: TrainingConfig,
+    evaluation: EvaluationConfig,
+    mesh: MeshConfig = ALL_DATA,
 ) -> ml_collections.ConfigDict:
     """The sections of a config file with every field in them, so that each can be overridden; one seed serves all."""
-    sections = {"model": model, "data": data, "training": training, "evaluation": evaluation}
+    sections = {"model": model, "data": data, "training": training, "evaluation": evaluation, "mesh": mesh}
     config = {name: dataclasses.asdict(section) for name, section in sections.items()}
     for name in ("data", "training"):
         del config[name]["seed"]
@@ -99,10 +110,23 @@ class Assembly:
     catalog: Catalog
     model: HMAT
 
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The mesh over all devices that the config asks for; None where there is one device.
+
+        Raises:
+            UserError: axes that do not multiply to the devices, or do not divide the model or the batch.
+        """
+        check_split(self.configs, dict(zip(AXES, self.configs.mesh.sizes(jax.device_count()), strict=True)))
+        return make_mesh(self.configs.mesh) if jax.device_count() > 1 else None
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share to be continued or read: model, data and IDs."""
         return {
-            "model": dataclasses.asdict(self.configs.model),
+            "model": {
+                name: value
+                for name, value in dataclasses.asdict(self.configs.model).items()
+                if name not in ("attention", "remat")  # how it is computed: other devices may want it otherwise
+            },
             "split_checksum": self.dataset.manifest["split"]["checksum"],
             "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
             "ids_checksum": self.table.checksum,
@@ -117,6 +141,27 @@ class Assembly:
     def trie(self) -> Trie:
         """The existing IDs as a prefix tree, built once."""
         return build_trie(self.table.full_codes(), self.table.vocab_sizes)
+
+
+def check_split(configs: Configs, sizes: Mapping[str, int]) -> None:
+    """Refuses a mesh of these sizes that does not divide what each of its axes splits.
+
+    Raises:
+        UserError: names the axis and the field.
+    """
+    model, data = configs.model, configs.data
+    rows = sizes["data"] * sizes["fsdp"] * configs.training.accumulate
+    for axes, devices, field, size in (
+        ("data, fsdp (times accumulate)", rows, "data.rows", data.rows),
+        ("tensor", sizes["tensor"], "model.kv_heads", model.kv_heads),
+        ("tensor", sizes["tensor"], "model.mlp", model.mlp),
+        ("context", sizes["context"], "data.items_per_row", data.items_per_row),
+        ("context", sizes["context"], "model.anchors", sizes["context"] if model.anchors else 1),
+    ):
+        if size % devices:
+            raise UserError(
+                f"{size} over {devices} of mesh axis {axes}", field=field, expected=f"a multiple of {devices}"
+            )
 
 
 def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping[str, Any]) -> Assembly:
@@ -136,7 +181,8 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
             field="model.ranking",
             expected="0 for a dataset without ratings, which has no negatives to rank below positives",
         )
-    catalog = make_catalog(table.codes_IL, data.features, data.present, data.train_items)
+    interactions_I = data.items["train_count"].to_numpy()
+    catalog = make_catalog(table.codes_IL, data.features, data.present, data.train_items, interactions_I)
     vocab = tuple(level.size + 1 for level in table.levels)
     model = HMAT(configs.model, vocab, table.digit_size, data.num_items)
     return Assembly(configs, data, table, catalog, model)

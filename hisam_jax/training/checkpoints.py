@@ -1,21 +1,24 @@
-"""Checkpoints: parameters, the rest of the state and the data position together, whole or not at all (Orbax v1)."""
+"""Checkpoints: parameters, the rest of the state and the data positions together, whole or not at all (Orbax v1)."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from hisam_jax.distributed import barrier, is_main
 from hisam_jax.errors import UserError
 from hisam_jax.training.state import Params, TrainState
 
@@ -23,16 +26,18 @@ _log = logging.getLogger(__name__)
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _RETIRED = ".retired-"
 _DAMAGED = "damaged-"
+PATIENCE = 600.0  # seconds that processes wait for each other around a restore
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint: its step, folder, the run it belongs to and what the loop remembered."""
+    """A committed checkpoint: its step, folder, run, what the loop remembered and where the data's streams stood."""
 
     step: int
     path: Path
     identity: dict[str, Any]
     memory: dict[str, Any]
+    positions: dict[str, Any]
 
 
 def saved_steps(folder: str | os.PathLike) -> list[int]:
@@ -42,58 +47,90 @@ def saved_steps(folder: str | os.PathLike) -> list[int]:
         return sorted(int(path.name) for path in paths if ocp.is_orbax_checkpoint(path.absolute()))
 
 
+class Saving:
+    """A checkpoint that is being written while training goes on; it is one once `finish` has returned."""
+
+    def __init__(self, path: Path, begin: Callable[[], Any], keep: int, best_step: int | None):
+        self.path, self.keep, self.best_step = path, keep, best_step
+        self._response = self._trying(begin)
+
+    def finish(self) -> None:
+        """Waits until it is committed, then drops all but the last `keep` and `best_step`.
+
+        Raises:
+            UserError: the disk is full; the checkpoints that were there stay.
+        """
+        self._trying(self._response.result)
+        if is_main():
+            steps = saved_steps(self.path.parent)
+            _drop(self.path.parent, [old for old in steps[: -self.keep] if old != self.best_step])
+
+    def _trying(self, work: Callable[[], Any]) -> Any:
+        try:
+            with _quiet():
+                return work()
+        except Exception as error:
+            _clear(self.path.parent)
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _mentions_full_disk(error):
+                kept = [known for known in saved_steps(self.path.parent) if str(known) != self.path.name]
+                raise UserError(
+                    f"the disk is full: no checkpoint of step {self.path.name}",
+                    path=self.path,
+                    hint=f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}; free space and run it again",
+                ) from error
+            raise
+
+
 def save(
     folder: str | os.PathLike,
     state: TrainState,
-    iterator: Any,
+    positions: Mapping[str, Any],
     identity: Mapping[str, Any],
     memory: Mapping[str, Any],
     *,
     keep: int = 2,
     best_step: int | None = None,
-) -> Path:
-    """Saves at the state's own step, then drops all but the last `keep` and `best_step`.
+) -> Saving:
+    """Begins to save at the state's own step; every process calls it. The state may be given away at once.
+
+    Args:
+        folder: of the run's checkpoints.
+        state: of any sharding.
+        positions: of every stream of the data, as JSON.
+        identity: what a run must share to go on from here.
+        memory: of the loop, as JSON.
+        keep: last checkpoints that stay when this one is committed.
+        best_step: another one that stays.
 
     Raises:
         UserError: the disk is full; the checkpoints that were there stay.
     """
-    step = int(state.step)
-    path = Path(folder).absolute() / str(step)
+    path = Path(folder).absolute() / str(int(state.step))
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = {"params": state.params, "state": _but_params(state), "data": iterator}
-    try:
-        with _quiet():
-            ocp.save_checkpointables(
-                path, parts, overwrite=True, custom_metadata={"identity": dict(identity), "memory": dict(memory)}
-            )
-    except Exception as error:
-        _clear(path.parent)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _mentions_full_disk(error):
-            kept = [known for known in saved_steps(folder) if known != step]
-            raise UserError(
-                f"the disk is full: no checkpoint of step {step}",
-                path=path,
-                hint=f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}; free space and run it again",
-            ) from error
-        raise
-    steps = saved_steps(folder)
-    _drop(path.parent, [old for old in steps[:-keep] if old != best_step])
-    return path
+    if jax.default_backend() == "cpu":  # what is written in the background shares its memory with the array there
+        state = jax.tree.map(jnp.copy, state)
+    parts = {"params": state.params, "state": _but_params(state)}
+    record = {"identity": dict(identity), "memory": dict(memory), "positions": dict(positions)}
+    begin = functools.partial(ocp.save_checkpointables_async, path, parts, overwrite=True, custom_metadata=record)
+    return Saving(path, begin, keep, best_step)
 
 
 def restore(
-    folder: str | os.PathLike, identity: Mapping[str, Any], abstract: TrainState, iterator: Any
+    folder: str | os.PathLike, identity: Mapping[str, Any], abstract: TrainState
 ) -> tuple[TrainState, Saved] | None:
-    """The newest readable checkpoint, with `iterator` moved to its place; None where there is none at all.
+    """The newest readable checkpoint, placed as `abstract` says; None where there is none at all.
 
-    What a killed save left is removed, a damaged checkpoint is set aside, each with a warning.
+    It may have been saved on other devices. What a killed save left is removed, a damaged checkpoint is set aside, each
+    with a warning.
 
     Raises:
         UserError: the checkpoint is of another configuration (names the fields), or none can be read.
     """
     folder, abstract = Path(folder).absolute(), _placed(abstract)
-    for name in _clear(folder):
-        _log.warning("ignored the incomplete checkpoint %s", folder / name)
+    if is_main():
+        for name in _clear(folder):
+            _log.warning("ignored the incomplete checkpoint %s", folder / name)
+    barrier("checkpoints cleared", PATIENCE)
     steps = saved_steps(folder)
     for tried, step in enumerate(reversed(steps)):
         try:
@@ -105,14 +142,16 @@ def restore(
         try:
             with _quiet():
                 parts = ocp.load_checkpointables(
-                    saved.path, {"params": abstract.params, "state": _but_params(abstract), "data": iterator}
+                    saved.path, {"params": abstract.params, "state": _but_params(abstract)}
                 )
         except Exception as error:
             problem = error
             continue
         for damaged in steps[len(steps) - tried :]:
-            _log.warning("checkpoint %s cannot be read; going on from step %d", folder / str(damaged), step)
-            (folder / str(damaged)).rename(folder / f"{_DAMAGED}{damaged}")
+            if is_main():
+                _log.warning("checkpoint %s cannot be read; going on from step %d", folder / str(damaged), step)
+                (folder / str(damaged)).rename(folder / f"{_DAMAGED}{damaged}")
+        barrier("checkpoint restored", PATIENCE)
         return abstract.replace(params=parts["params"], **parts["state"]), saved
     if steps:
         raise UserError(
@@ -128,7 +167,7 @@ def describe(folder: str | os.PathLike, step: int) -> Saved:
     path = Path(folder).absolute() / str(step)
     with _quiet():
         metadata = ocp.metadata(path, checkpointable_name="params").custom_metadata
-    return Saved(step, path, metadata["identity"], metadata["memory"])
+    return Saved(step, path, metadata["identity"], metadata["memory"], metadata.get("positions", {}))
 
 
 def load_params(workdir: str | os.PathLike, which: Literal["best", "last"] = "best") -> Params:
@@ -181,13 +220,14 @@ def _check_identity(saved: Saved, identity: Mapping[str, Any]) -> None:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What `now` says otherwise than the record `then`, by name and in words.
 
-    A switch that the record does not know yet, and that is off, is no difference.
+    A switch that one of them does not know, and that is off in the other, is no difference.
     """
     then, now, absent = _flatten(then), _flatten(json.loads(json.dumps(now))), "absent"
     return [
         f"{name} was {then.get(name, absent)!r}, is {now.get(name, absent)!r}"
         for name in sorted({*then, *now})
-        if then.get(name, absent) != now.get(name, absent) and (name in then or now[name])
+        if then.get(name, absent) != now.get(name, absent)
+        and (name in then and name in now or then.get(name) or now.get(name))
     ]
 
 

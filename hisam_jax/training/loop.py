@@ -18,17 +18,25 @@ import jax
 import numpy as np
 
 from hisam_jax.config import check_least
+from hisam_jax.data.pipeline import BatchIterator
+from hisam_jax.distributed import agree, is_main
 from hisam_jax.errors import UserError
 from hisam_jax.progress import progress_bar
 from hisam_jax.training import checkpoints
-from hisam_jax.training.metrics import Averages, MetricsLog
+from hisam_jax.training.metrics import Averages, MetricsLog, MetricsReader
 from hisam_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from hisam_jax.training.state import InitFn, LossFn, Params, TrainState, init_state, make_train_step
+from hisam_jax.training.placement import Placement
+from hisam_jax.training.profile import Profile
+from hisam_jax.training.state import Batch, InitFn, LossFn, Params, TrainState, init_state, make_train_step
+from hisam_jax.training.watching import Cost, Watch
 
 Evaluator = Callable[[Params], Mapping[str, float]]
 SIGTERM_EXIT = 128 + signal.SIGTERM
+ASK_EVERY = 10  # steps between two askings of all processes whether one was told to end
 _HEALTH = ("loss", "grad_norm", "update_norm")
-_MAY_CHANGE = ("max_minutes", "keep")  # between a run and its continuation: they decide nothing about a step
+# Between a run and its continuation, perhaps on other devices: they decide nothing about a step but its rounding and,
+# for parts of a batch, its dropout.
+_MAY_CHANGE = ("max_minutes", "keep", "accumulate", "profile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,8 @@ class TrainingConfig:
         monitor: name of the evaluators' metric that decides the best checkpoint, None for none.
         mode: whether more or less of it is better.
         patience: evaluations without a better value before training stops; 0 never stops it.
+        accumulate: parts of a batch that the devices take one after the other; divides the rows of each of them.
+        profile: first and last step to trace into `workdir/profile`, for TensorBoard or Perfetto; empty for none.
     """
 
     steps: int = 1000
@@ -60,9 +70,14 @@ class TrainingConfig:
     monitor: str | None = None
     mode: Literal["max", "min"] = "max"
     patience: int = 0
+    accumulate: int = 1
+    profile: tuple = ()
 
     def __post_init__(self) -> None:
         check_least(self, "training", steps=1, seed=0, log_every=1, save_every=1, evaluate_every=0, keep=1, patience=0)
+        check_least(self, "training", accumulate=1)
+        if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] <= self.profile[1]):
+            raise UserError(f"value {self.profile}", field="training.profile", expected="two steps, the first no later")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(f"value {self.max_minutes}", field="training.max_minutes", expected="more than 0, or None")
 
@@ -78,20 +93,29 @@ def train(
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     on_begin: Callable[[], None] | None = None,
     identity: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    frozen: Sequence[Any] = (),
+    totals: Callable[[Batch], Batch] = dict,
+    cost: Cost | None = None,
 ) -> TrainState:
     """Trains into `workdir` from its newest checkpoint, or from the start; the same arguments give the same result.
 
     Args:
-        loss_fn: `(params, batch, key) -> (loss, metrics)`, pure.
-        init_fn: `(key, batch) -> params`.
-        make_pipeline: an iterable of batches whose iterator has Grain's save and load; its `identity()`, where it
-            has one, is recorded.
+        loss_fn: `(params, batch, key, *frozen) -> (loss, metrics)`, pure.
+        init_fn: `(key, batch, *frozen) -> params`.
+        make_pipeline: an iterable of this process's rows of batches; its iterator has `get_state` and `set_state`, and
+            its `identity()`, where it has one, is recorded.
         config: see `TrainingConfig`.
         workdir: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
-        evaluators: `params -> metrics`; they may not keep the parameters, whose memory the next step takes.
+        evaluators: `params -> metrics`, called by every process with parameters on its default device; they may not
+            keep them, as the next step takes their memory.
         on_step: called with each step and its metrics, one step late.
         on_begin: called once before the first step, when the checkpoints in `workdir` are known to be this run's.
         identity: JSON that a checkpoint must share to be continued: model config, data and ID checksums.
+        mesh: devices of all processes, None for the default one.
+        frozen: trees of host arrays that every step reads, split by rows over the mesh.
+        totals: see `make_train_step`.
+        cost: what a batch costs, for tokens a second and model FLOP utilisation.
 
     Raises:
         UserError: a checkpoint of another configuration, a loss or gradient that is not finite, a full disk, an
@@ -105,15 +129,20 @@ def train(
     if hasattr(pipeline, "identity"):
         whole_identity["data"] = pipeline.identity()
     tx = make_optimizer(config.optimizer, config.steps)
-    train_step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
+    train_step = jax.jit(make_train_step(loss_fn, tx, config.accumulate, totals), donate_argnums=0)
+    placement = Placement(mesh, frozen)
     with _closing(pipeline) as examples:
         batch = next(examples)
     with _sigterm() as terminated, _closing(pipeline) as iterator:
-        run = _Run(config, Path(workdir), train_step, evaluators, on_step, whole_identity, iterator, terminated)
+        run = _Run(config, Path(workdir), train_step, evaluators, on_step, whole_identity)
+        run.watch, run.profile = Watch(cost), Profile(config.profile, Path(workdir) / "profile")
+        run.iterator, run.terminated, run.placement = iterator, terminated, placement
         run.begin(partial(init_state, init_fn, tx, config.seed), batch)
         if on_begin:
             on_begin()
-        with contextlib.closing(run.log), contextlib.closing(run.bar):
+        with contextlib.closing(run.log), contextlib.closing(run.bar), contextlib.ExitStack() as at_exit:
+            at_exit.callback(run.profile.end)
+            at_exit.callback(run.settle)  # whatever ends the run, the checkpoint under way is finished first
             return run.loop()
 
 
@@ -134,26 +163,37 @@ class _Memory:
 class _Run:
     """The mutable middle of `train`."""
 
-    def __init__(self, config, workdir, train_step, evaluators, on_step, identity, iterator, terminated):
+    iterator: BatchIterator
+    terminated: threading.Event
+    placement: Placement
+    watch: Watch
+    profile: Profile
+
+    def __init__(self, config, workdir, train_step, evaluators, on_step, identity):
         self.config, self.train_step, self.evaluators, self.on_step = config, train_step, evaluators, on_step
         self.workdir, self.folder = workdir, workdir / "checkpoints"
-        self.identity, self.iterator, self.terminated = identity, iterator, terminated
+        self.identity = identity
+        self.saving: checkpoints.Saving | None = None
         self.schedule = make_schedule(config.optimizer, config.steps)
         self.pending: tuple[Mapping[str, jax.Array], int] | None = None  # metrics still on the device, and items
 
     def begin(self, init: Callable[[Mapping[str, np.ndarray]], TrainState], batch: Mapping[str, np.ndarray]) -> None:
         """Restores or initialises the state and opens the log behind its step."""
-        restored = checkpoints.restore(self.folder, self.identity, jax.eval_shape(init, batch), self.iterator)
-        self.state = restored[0] if restored else jax.jit(init)(batch)
+        batch = self.placement.batch(batch)
+        restored = checkpoints.restore(self.folder, self.identity, self.placement.shapes(init, batch))
+        if restored:
+            self.iterator.set_state(restored[1].positions)
+        self.state = restored[0] if restored else self.placement.call(jax.jit(init), batch)
         self.memory = _Memory(**restored[1].memory) if restored else _Memory()
         self.step = int(self.state.step)
         self.saved_step = self.step if restored else -1
         self.workdir.mkdir(parents=True, exist_ok=True)
-        self.log = MetricsLog(self.workdir, self.step)
+        self.log = MetricsLog(self.workdir, self.step) if is_main() else MetricsReader(self.workdir, self.step)
         if self.log.last_step > self.memory.logged_step:  # the last line of a run that ended on a saved step
             self.memory.logged_step, self.memory.averages = self.log.last_step, {}
         self.averages, self.clock = Averages(self.memory.averages), _Clock(self.memory.seconds)
         self.compiled, self.items = False, 0
+        self.leaving, self.asked_at = False, -1
         self.bar = progress_bar(self.config.steps, "training", unit="step")
         self.bar.initial = self.bar.n = self.step
 
@@ -161,33 +201,53 @@ class _Run:
         """Steps until there is a reason to stop; ends evaluated and saved."""
         while not self._at_the_end():
             self._evaluate_and_save()
-            if self._at_the_end() or self.terminated.is_set():
+            if self._at_the_end() or self._asked_to_leave():
                 break
+            before = time.monotonic()
             batch = next(self.iterator, None)
-            if batch is None:
+            self.watch.waited(time.monotonic() - before)
+            if self._ended(batch is None):
                 self.memory.stopped = "end of data"
             else:
                 self._step(batch)
-        if self.terminated.is_set():
+        if self._asked_to_leave():
             self._leave()
         self._evaluate_and_save(final=True)
+        self.settle()
         return self.state
+
+    def _asked_to_leave(self) -> bool:
+        """Whether SIGTERM came, to any process: all leave behind the same step."""
+        if jax.process_count() == 1:
+            return self.terminated.is_set()
+        if not self.leaving and self.asked_at != self.step and self.step % ASK_EVERY == 0:
+            self.asked_at = self.step
+            self.leaving = agree(self.terminated.is_set())
+        return self.leaving
+
+    def _ended(self, here: bool) -> bool:
+        finite = jax.process_count() > 1 and self.identity.get("data", {}).get("epochs") is not None
+        return agree(here) if finite else here
 
     def _at_the_end(self) -> bool:
         limit = self.config.max_minutes
         out_of_time = limit is not None and self.clock.seconds() >= 60 * limit
+        if limit is not None and jax.process_count() > 1:
+            out_of_time = agree(out_of_time)
         return self.step >= self.config.steps or out_of_time or self.memory.stopped is not None
 
     def _step(self, batch: Mapping[str, np.ndarray]) -> None:
         """Dispatches a step, then reads the metrics of the one before, so that the device never waits for us."""
-        with contextlib.nullcontext() if self.compiled else self.clock.pause():  # compiling is no training pace
-            self.state, metrics = self.train_step(self.state, batch)
+        self.profile.before(self.step)
+        with contextlib.nullcontext() if self.compiled else self.pause():  # compiling is no training pace
+            self.state, metrics = self.placement.call(self.train_step, self.state, self.placement.batch(batch))
         self.compiled = True
         self._fetch()
         if self.step % self.config.log_every == 0:
             self._write_line(self.step)
         self.step += 1
-        self.pending = metrics, int(np.count_nonzero(batch["segment"]))
+        self.watch.dispatched(batch)
+        self.pending = metrics, self.placement.share * int(np.count_nonzero(batch["segment"]))
 
     def _fetch(self) -> None:
         """Brings the pending metrics home and stops on what is not finite."""
@@ -198,6 +258,7 @@ class _Run:
         for name in _HEALTH:
             if not math.isfinite(values[name]):
                 raise self._diverged(name, values[name])
+        self.watch.finished()
         self.averages.add(values)
         self.items += items
         self.bar.update()
@@ -205,6 +266,7 @@ class _Run:
             self.on_step(self.step, values)
 
     def _diverged(self, name: str, value: float) -> UserError:
+        self.settle()
         steps = checkpoints.saved_steps(self.folder)
         return UserError(
             f"{name} became {value} at step {self.step}",
@@ -232,9 +294,10 @@ class _Run:
 
     def _evaluate(self) -> dict[str, float]:
         results: dict[str, float] = {}
-        with self.clock.pause():
+        with self.pause():
+            params = self.placement.local(self.state.params)
             for evaluator in self.evaluators:
-                results |= {name: float(value) for name, value in evaluator(self.state.params).items()}
+                results |= {name: float(value) for name, value in evaluator(params).items()}
         self.memory.evaluated_step = self.step
         if self.config.monitor is not None:
             self._judge(results)
@@ -261,25 +324,40 @@ class _Run:
         pace = self.items / max(self.clock.lap(), 1e-9)
         self.items = 0
         line = {"loss": means.pop("loss"), "items_per_second": pace, "seconds": self.clock.seconds()}
-        rate = float(self.schedule(step - 1))
-        self.log.write(step, {**line, "learning_rate": rate, **means, **(evaluation or {})})
+        line |= {"learning_rate": float(self.schedule(step - 1)), **self.watch.take()}
+        self.log.write(step, {**line, **means, **(evaluation or {})})
         self.bar.set_postfix({"loss": f"{line['loss']:.4g}", "items/s": f"{pace:,.0f}"}, refresh=False)
 
     def _save(self) -> None:
         if self.step == self.saved_step:
             return
+        self.settle()
         self.memory.seconds, self.memory.averages = self.clock.seconds(), self.averages.state()
-        with self.clock.pause():
-            checkpoints.save(
+        with self.pause():
+            self.saving = checkpoints.save(
                 self.folder,
                 self.state,
-                self.iterator,
+                self.placement.gather(self.iterator.get_state()),
                 self.identity,
                 dataclasses.asdict(self.memory),
                 keep=self.config.keep,
                 best_step=self.memory.best_step,
             )
         self.saved_step = self.step
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time that is not of a step."""
+        with self.clock.pause():
+            yield
+        self.watch.paused()
+
+    def settle(self) -> None:
+        """Waits for the checkpoint under way."""
+        if self.saving is not None:
+            saving, self.saving = self.saving, None
+            with self.pause():
+                saving.finish()
 
     def _leave(self) -> NoReturn:
         """Saves where it stands and exits, as one asked to by SIGTERM."""
@@ -289,6 +367,7 @@ class _Run:
         if self.step % self.config.log_every == 0 and not evaluation_due:
             self._write_line(self.step)
         self._save()
+        self.settle()
         raise SystemExit(SIGTERM_EXIT)
 
 

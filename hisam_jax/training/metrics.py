@@ -63,6 +63,21 @@ class MetricsLog:
         self._stream.close()
 
 
+class MetricsReader:
+    """What a process that does not write the log knows of it."""
+
+    def __init__(self, workdir: str | os.PathLike, step: int = 0):
+        """The log as `MetricsLog` leaves it when it continues after `step`."""
+        rows = [row for row in read_metrics(Path(workdir) / "metrics.jsonl") if row["step"] <= step]
+        self.last_step = rows[-1]["step"] if rows else 0
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing: one process writes."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict[str, float | None]]:
     """The whole lines of a `metrics.jsonl`, oldest first; none where there is no file."""
     rows = []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from hisam_jax.config import check_least
@@ -28,6 +29,7 @@ class OptimizerConfig:
         decay_embeddings: whether embedding tables decay too; norms, biases and vectors never do.
         clip_norm: of the global gradient, 0 for none.
         b1: decay of the mean. b2: of the square. eps: added to the root.
+        state_dtype: of the mean and the square at rest; the arithmetic is float32.
     """
 
     learning_rate: float = 2e-3
@@ -39,6 +41,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-8
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for field in ("learning_rate", "eps"):
@@ -82,4 +85,23 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         weight_decay=config.weight_decay,
         mask=lambda params: decay_mask(params, config.decay_embeddings),
     )
+    adamw = stored_as(config.state_dtype, adamw)
     return optax.chain(clip, adamw)
+
+
+def stored_as(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` with its float32 arrays kept in `dtype` between updates: half the memory for half the digits."""
+    if dtype == "float32":
+        return inner
+
+    def cast(tree: Any, old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(new) if jnp.ndim(x) and x.dtype == jnp.dtype(old) else x, tree)
+
+    def init(params: Any) -> Any:
+        return cast(inner.init(params), jnp.float32, dtype)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(grads, cast(state, dtype, jnp.float32), params)
+        return updates, cast(state, jnp.float32, dtype)
+
+    return optax.GradientTransformation(init, update)

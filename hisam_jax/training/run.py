@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hisam_jax.data.pipeline import make_pipeline
+from hisam_jax.distributed import is_main
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import ranking, retrieval
 from hisam_jax.evaluation.baselines import popularity
@@ -31,10 +32,13 @@ from hisam_jax.evaluation.targets import (
 from hisam_jax.files import atomic_write
 from hisam_jax.inference import scoring
 from hisam_jax.inference.run import make_scorer
-from hisam_jax.models.heads import make_objective
+from hisam_jax.models.heads import make_frozen, make_objective, with_totals
+from hisam_jax.scaling.flops import Vocabulary, train_flops
 from hisam_jax.training import loop
 from hisam_jax.training.assembly import Assembly, assemble
 from hisam_jax.training.metrics import read_metrics
+from hisam_jax.training.placement import streams_here
+from hisam_jax.training.watching import Cost
 
 
 def train(
@@ -56,26 +60,36 @@ def train(
     """
     assembly, folder = assemble(dataset, ids, config), Path(workdir)
     paths = {"dataset": os.fspath(Path(dataset).absolute()), "ids": os.fspath(Path(ids).absolute())}
+    mesh = assembly.mesh()
     _claim(folder, assembly)
 
     def describe() -> None:
+        if not is_main():
+            return
         atomic_write(folder / "config.json", json.dumps(_plain(config), indent=2) + "\n")
         atomic_write(folder / "run.json", json.dumps(paths | _description(assembly), indent=2) + "\n")
 
-    loss_fn, init_fn = make_objective(assembly.model, assembly.catalog, jnp.asarray(assembly.table.full_codes()))
+    full_codes_IL, data = assembly.table.full_codes(), assembly.configs.data
+    loss_fn, init_fn = make_objective(assembly.model, assembly.catalog, full_codes_IL)
+    streams = streams_here(mesh, data.rows, data.streams)
     start = time.monotonic()
     state = loop.train(
         loss_fn,
         init_fn,
-        lambda: make_pipeline(assembly.dataset, assembly.table.codes_IL, assembly.configs.data),
+        lambda: make_pipeline(assembly.dataset, assembly.table.codes_IL, data, streams=streams),
         assembly.configs.training,
         folder,
         evaluators=[make_evaluator(assembly)],
         identity=assembly.identity(),
         on_begin=describe,
+        mesh=mesh,
+        frozen=(make_frozen(assembly.catalog, full_codes_IL),),
+        totals=with_totals,
+        cost=_cost(assembly),
     )
     record = paths | _description(assembly) | _outcome(state, folder, time.monotonic() - start)
-    atomic_write(folder / "run.json", json.dumps(record, indent=2) + "\n")
+    if is_main():
+        atomic_write(folder / "run.json", json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -130,12 +144,21 @@ def _check_monitor(assembly: Assembly, rated: RankingTargets, targets: Retrieval
         )
 
 
+def _cost(assembly: Assembly) -> Cost:
+    config, table = assembly.configs.model, assembly.table
+    features = {name: values.shape[-1] for name, values in assembly.catalog.features.items()}
+    sizes = [level.size for level in table.levels]
+    vocabulary = Vocabulary(assembly.catalog.items, sizes, table.digit_size, features)
+    return Cost(config.tokens(len(sizes)), functools.partial(train_flops, config, vocabulary))
+
+
 def _means(prefix: str, ranks: retrieval.Ranks) -> dict[str, float]:
     values = retrieval.retrieval_values(ranks.masked_T, (10,))
     return {f"{prefix}/{name}": float(np.mean(value)) for name, value in values.items()}
 
 
-OURS = ("checkpoints", "config.json", "metrics.jsonl", "tensorboard", ".config.json.partial", ".run.json.partial")
+PARTIAL = (".config.json.partial", ".run.json.partial")
+OURS = ("checkpoints", "profile", "config.json", "metrics.jsonl", "tensorboard", *PARTIAL)
 EMPTY = "an empty folder, or the run that these arguments began"
 
 

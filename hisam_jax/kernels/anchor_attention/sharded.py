@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,19 @@ class Axes:
     """Mesh axes, by name, that split an attention; an empty name splits nothing.
 
     Attributes:
-        batch: rows.
+        batch: rows; several axes split them together.
         items: consecutive items of a row, the first device has the oldest.
         heads: query heads and key/value heads alike.
     """
 
-    batch: str = ""
+    batch: str | tuple[str, ...] = ""
     items: str = ""
     heads: str = ""
+
+    def named(self) -> list[str]:
+        """Every mesh axis that is named, in order."""
+        batch = (self.batch,) if isinstance(self.batch, str) else self.batch
+        return [name for name in (*batch, self.items, self.heads) if name]
 
 
 def sharded_anchor_attention(
@@ -55,7 +61,7 @@ def sharded_anchor_attention(
     check(q, k, v, segment_ids, window, tiles=tiles)
     _check(mesh, axes, q, k)
     segment_ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else jnp.asarray(segment_ids, jnp.int32)
-    batch, items, heads = (name or None for name in dataclasses.astuple(axes))
+    batch, items, heads = axes.batch or None, axes.items or None, axes.heads or None
     tokens, ids = jax.P(batch, items, None, heads, None), jax.P(batch, items)
     rule = Rule(bool(strict), api.shortened(window, q.shape[1]))
     local = functools.partial(_local, items=items, rule=rule, tiles=tiles, implementation=implementation)
@@ -81,19 +87,21 @@ def _local(q, k, v, segment_BN, *, items: str | None, rule: Rule, tiles, impleme
 def _check(mesh, axes: Axes, q, k) -> None:
     if mesh.empty:
         raise UserError("no mesh is set", field="attention axes", expected="jax.set_mesh(mesh) around the call")
-    named = [name for name in dataclasses.astuple(axes) if name]
+    named = axes.named()
     if len(set(named)) < len(named):
         raise UserError(f"axes {named}", field="attention axes", expected="each mesh axis once")
     sizes = {"batch": q.shape[0], "items": q.shape[1], "heads": k.shape[3]}
-    for what, name in dataclasses.asdict(axes).items():
-        if not name:
-            continue
-        if name not in mesh.shape:
-            raise UserError(f"mesh axis {name!r}", field=what, expected=" or ".join(mesh.shape))
-        if sizes[what] % mesh.shape[name]:
+    for what, part in (("batch", axes.batch), ("items", axes.items), ("heads", axes.heads)):
+        split = Axes(part).named()
+        for name in split:
+            if name not in mesh.shape:
+                raise UserError(f"mesh axis {name!r}", field=what, expected=" or ".join(mesh.shape))
+        devices = math.prod(mesh.shape[name] for name in split)
+        if sizes[what] % devices:
             counted = "kv_heads" if what == "heads" else what
+            along = f"axis {split[0]!r}" if len(split) == 1 else f"axes {', '.join(split)}"
             raise UserError(
-                f"{sizes[what]} {counted} over {mesh.shape[name]} devices of axis {name!r}",
+                f"{sizes[what]} {counted} over {devices} devices of {along}",
                 field=what,
-                expected=f"a multiple of {mesh.shape[name]}",
+                expected=f"a multiple of {devices}",
             )

@@ -1,0 +1,114 @@
+"""What a run is doing with its time: step times, waiting for input, memory, model FLOP utilisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+PEAK_FLOPS = {  # bfloat16, dense; the same figures as `compilation.topology`, by what jax calls the device
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Peak of a device by its kind; None for one whose peak is not known here, such as a CPU."""
+    if kind in PEAK_FLOPS:
+        return PEAK_FLOPS[kind]
+    return next(
+        (flops for name, flops in PEAK_FLOPS.items() if name.startswith("NVIDIA") and kind.startswith(name)), None
+    )
+
+
+def lengths_of(segment_BN: np.ndarray) -> np.ndarray:
+    """Items of each packed history of a batch; padding (0 and less) is none."""
+    padded = np.pad(segment_BN, ((0, 0), (1, 1)))
+    row, starts = np.nonzero(np.diff(padded, axis=1))
+    run = np.diff(np.append(starts, 0))
+    inside = (np.diff(row, append=-1) == 0) & (segment_BN[row, np.minimum(starts, segment_BN.shape[1] - 1)] > 0)
+    return run[inside]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a batch costs a model.
+
+    Attributes:
+        tokens_per_item: of a group.
+        flops: useful operations of a training step over histories of these lengths.
+    """
+
+    tokens_per_item: int
+    flops: Callable[[Sequence[int]], int]
+
+
+class Watch:
+    """Collects between two lines of the log."""
+
+    def __init__(self, cost: Cost | None):
+        self.cost = cost
+        self._peak = peak_flops(jax.devices()[0].device_kind)
+        self._last: float | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._steps: list[float] = []
+        self._waited, self._flops, self._items, self._slots = 0.0, 0, 0, 0
+
+    def waited(self, seconds: float) -> None:
+        """The next batch was not ready for so long."""
+        self._waited += seconds
+
+    def dispatched(self, batch: Mapping[str, np.ndarray]) -> None:
+        """A step over this process's rows is on its way."""
+        segment_BN = np.asarray(batch["segment"])
+        self._items += int((segment_BN > 0).sum())
+        self._slots += segment_BN.size
+        if self.cost is not None and self._peak:
+            self._flops += self.cost.flops(lengths_of(segment_BN))
+
+    def finished(self) -> None:
+        """A step's metrics have come home."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = now
+
+    def paused(self) -> None:
+        """Something else took the time until now: the next step's is not counted."""
+        self._last = None
+
+    def take(self) -> dict[str, float]:
+        """Figures since the last `take`; of this process, and of one step where that is said."""
+        if not self._steps:
+            self._clear()
+            return {}
+        seconds = float(np.sum(self._steps))
+        p50, p95 = np.percentile(self._steps, [50, 95])
+        found = {"step_seconds_p50": float(p50), "step_seconds_p95": float(p95), "input_wait": self._waited / seconds}
+        found["padding"] = 1 - self._items / max(self._slots, 1)
+        if self.cost is not None:
+            found["tokens_per_second"] = self._items * self.cost.tokens_per_item * jax.process_count() / seconds
+            if self._peak:
+                found["mfu"] = self._flops / seconds / self._peak / jax.local_device_count()
+        found["memory_bytes"] = _memory()
+        self._clear()
+        return found
+
+
+def _memory() -> float:
+    """The most bytes of device memory in use so far, of the process's own memory where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return float(stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -1,0 +1,126 @@
+"""Placement on a mesh: what fits where, and that a mesh changes where a step runs and not what it computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hisam_jax.errors import UserError
+from hisam_jax.sharding import AXES, SPECS, MeshConfig, fit, names, padded_rows, shard
+
+HERE = Path(__file__).resolve().parent
+SINGLE = ("data=2", "fsdp=2", "tensor=2", "context=2")
+PAIRS = (
+    "data=2,fsdp=2",
+    "data=2,tensor=2",
+    "data=2,context=4",
+    "fsdp=4,tensor=2",
+    "fsdp=2,context=2",
+    "tensor=4,context=2",
+)
+MESHES = (*SINGLE, *PAIRS)
+TOLERANCE = 2e-5  # of a loss near 12, in float32: sums over devices add in another order
+
+
+def run_on_devices(script: str, *arguments: str, devices: int = 8) -> dict:
+    """The JSON that a script of this folder prints in a process with host devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *arguments], env=env, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict:
+    return run_on_devices("mesh_fixtures.py", "20", "", *MESHES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_twenty_steps_on_a_mesh_lose_what_they_lose_on_one_device(trained, mesh):
+    alone = np.array(trained["losses"][""])
+    assert alone[-1] < alone[0] - 1  # it learns, so that a wrong gradient would show
+    np.testing.assert_allclose(trained["losses"][mesh], alone, rtol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_sum_to_the_whole(trained):
+    np.testing.assert_allclose(trained["whole"], trained["in parts"], rtol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_state_is_split_from_the_start_and_stays_so(trained):
+    assert trained["split"]["params/blocks/attention/q/w"] == ["None", "fsdp", "tensor", "None"]
+    assert trained["split"]["params/item_encoder/item_id/table"] == ["('fsdp', 'tensor')", "None"]
+    assert trained["moments placed as parameters"]
+
+
+@pytest.mark.slow
+def test_only_anchors_cross_devices_that_split_the_items(trained):
+    """No gather of the step over `context` is as large as all tokens' keys."""
+    assert 0 < trained["gathered"]["largest"] < trained["gathered"]["keys"]
+
+
+@pytest.mark.slow
+def test_dst_on_a_mesh_loses_what_it_loses_on_one_device(trained):
+    np.testing.assert_allclose(trained["dst"]["split"], trained["dst"]["alone"], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_sampled_softmax_ranks_as_the_full_one(trained):
+    """With as many candidates as give every item many times over, its gradient points where the full one's does."""
+    assert trained["sampled"]["cosine"] > 0.95
+
+
+@given(size=st.integers(1, 64), devices=st.lists(st.sampled_from([1, 2, 3, 4]), min_size=4, max_size=4))
+def test_what_fits_always_divides(size, devices):
+    mesh = jax.sharding.AbstractMesh(tuple(devices), AXES)
+    spec = fit(jax.P(("data", "fsdp"), "context"), (size, 7), mesh)
+    for entry, length in zip(spec, (size, 7), strict=True):
+        assert length % int(np.prod([mesh.shape[name] for name in names(entry)] or [1])) == 0
+
+
+@given(st.integers(1, 10**7))
+def test_large_tables_divide_over_every_sensible_mesh(rows):
+    padded = padded_rows(rows)
+    assert 0 <= padded - rows < 256 and (rows < 4096 or padded % 256 == 0)
+
+
+def test_more_entries_than_dimensions_are_a_mistake():
+    with pytest.raises(ValueError, match="2 entries, the array 1"):
+        fit(SPECS.batch, (4,), jax.sharding.AbstractMesh((1, 1, 1, 1), AXES))
+
+
+def test_without_a_mesh_nothing_is_placed():
+    x = np.ones((2, 3))
+    assert shard(x, SPECS.batch) is x
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "match"),
+    [
+        (MeshConfig(fsdp=3), 8, "product divides 8"),
+        (MeshConfig(data=2, tensor=2), 8, "product is 8"),
+        (MeshConfig(data=4, tensor=4), 8, "data=4, fsdp=1, tensor=4, context=1 over 8 devices"),
+    ],
+)
+def test_axes_that_do_not_multiply_to_the_devices_are_refused(config, devices, match):
+    with pytest.raises(UserError, match=match):
+        config.sizes(devices)
+
+
+def test_what_is_left_goes_to_data():
+    assert MeshConfig(tensor=2, context=2).sizes(8) == (2, 1, 2, 2)
