@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import hisam_jax
 from hisam_jax import distributed
-from hisam_jax.cli import data, ids, model, results
+from hisam_jax.cli import compilation, data, ids, model, results
 from hisam_jax.cli.common import Parser, add_verb, split_overrides, write_result
 from hisam_jax.errors import UserError
 
@@ -51,7 +51,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"hisam {hisam_jax.__version__}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
-    for name, verb in {**data.VERBS, **model.VERBS, **ids.VERBS, **results.VERBS}.items():
+    for name, verb in {**data.VERBS, **model.VERBS, **ids.VERBS, **results.VERBS, **compilation.VERBS}.items():
         add_verb(verbs, name, verb)
     return parser
 

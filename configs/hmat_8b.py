@@ -1,0 +1,21 @@
+"""HMAT of 8 B parameters, tables not counted.
+
+Paper: Hi-SAM (arXiv 2602.11799). Hardware: see `targets`; what a step takes there:
+hisam compile --config configs/hmat_8b.py --topology v5p:4x4x4
+Command: hisam train --dataset DATASET --ids IDS --config configs/hmat_8b.py --workdir RUN
+"""
+
+import ml_collections
+
+from hisam_jax.scaling.configs import scaling_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """40 blocks of width 4096, state split over all devices."""
+    targets = {
+        "v5e:16x16": {"mesh": {"data": 1, "fsdp": 64, "tensor": 4}},
+        "v5p:4x4x4": {"mesh": {"data": 1, "fsdp": 64}},
+        "h100:8": {"mesh": {"data": 1, "fsdp": 8}, "training": {"accumulate": 32}},
+        "h100:64": {"mesh": {"data": 1, "fsdp": 64}, "training": {"accumulate": 4}},
+    }
+    return scaling_config(width=4096, layers=40, heads=32, mlp=11008, learning_rate=2e-4, targets=targets)

@@ -1,0 +1,158 @@
+"""`hisam compile`: bytes, operations and traffic of a step on a named slice or box, and whether it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from hisam_jax.compilation import collectives, steps
+from hisam_jax.compilation.topology import Target, target
+from hisam_jax.config import build
+from hisam_jax.errors import UserError
+from hisam_jax.scaling.flops import Vocabulary, forward_flops, train_flops
+from hisam_jax.sharding import AXES, MeshConfig, make_mesh
+from hisam_jax.training.assembly import Configs, check_split
+
+USABLE = 0.92  # of a device's memory; the rest is the runtime's
+ALIASES = {"model": "tensor"}
+
+
+def compile_report(
+    config: Mapping[str, Any], topology: str, mesh: str | None = None, *, serving_rows: int = 8
+) -> dict[str, Any]:
+    """Compiles training and serving for devices that need not be here.
+
+    Args:
+        config: sections of a config file, with `catalogue` (see `Vocabulary`) and, optionally, `targets`: by topology,
+            the fields that differ there.
+        topology: such as `v5e:16x16` or `h100:8`.
+        mesh: such as `data=32,tensor=8`, in place of the config's.
+        serving_rows: histories that a serving device scores at once.
+
+    Raises:
+        UserError: unknown topologies, meshes that do not divide devices or model, a config without `catalogue`.
+    """
+    where = target(topology)
+    configs, vocabulary = configs_for(config, topology, mesh)
+    sizes = _sizes(configs, where)
+    program = steps.train_step(configs, vocabulary, make_mesh(configs.mesh, where.devices))
+    report = _training(program, configs, vocabulary, where, sizes)
+    if not report["fits"]:
+        report["would_fit"] = _what_would(configs, vocabulary, where)
+    serving = steps.serve_step(configs, vocabulary, make_mesh(configs.mesh, where.devices), serving_rows)
+    return {**report, "serving": _serving(serving, configs, vocabulary, where, serving_rows)}
+
+
+def configs_for(config: Mapping[str, Any], topology: str, mesh: str | None) -> tuple[Configs, Vocabulary]:
+    """The sections as they hold for `topology`, and the catalogue's sizes."""
+    config = {name: _plain(section) for name, section in config.items()}
+    targets, catalogue = config.pop("targets", {}), config.pop("catalogue", None)
+    if catalogue is None:
+        raise UserError("no section catalogue", field="catalogue", expected="items, levels, digit and features")
+    for section, fields in targets.get(topology, {}).items():
+        config[section] = {**config.get(section, {}), **fields}
+    if mesh:
+        config["mesh"] = _parsed(mesh)
+    return Configs.of(config), build(Vocabulary, catalogue, "catalogue")
+
+
+def _parsed(mesh: str) -> dict[str, int]:
+    sizes = dict.fromkeys(AXES, 1)
+    for part in mesh.split(","):
+        name, _, size = part.partition("=")
+        name = ALIASES.get(name.strip(), name.strip())
+        if name not in AXES or not size.strip().isdigit():
+            raise UserError(f"value {part!r}", field="--mesh", expected="such as data=32,fsdp=4,tensor=2,context=1")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _sizes(configs: Configs, where: Target) -> dict[str, int]:
+    sizes = dict(zip(AXES, configs.mesh.sizes(len(where.devices)), strict=True))
+    check_split(configs, sizes)
+    return sizes
+
+
+def _training(program, configs: Configs, vocabulary: Vocabulary, where: Target, sizes) -> dict[str, Any]:
+    data, devices = configs.data, len(where.devices)
+    lengths = [data.window] * (data.rows * data.items_per_row // data.window)
+    useful = train_flops(configs.model, vocabulary, lengths)
+    forward = forward_flops(configs.model, vocabulary, lengths)
+    again = forward["blocks"] + forward["attention"] if configs.model.remat == "all" else 0
+    traffic = collectives.traffic(program.compiled.as_text())
+    memory = program.bytes()
+    return {
+        "topology": where.name,
+        "chip": where.chip.name,
+        "devices": devices,
+        "mesh": sizes,
+        "parameters": dict(program.parameters),
+        "bytes_per_device": {**memory, "total": sum(memory.values()), "capacity": where.chip.memory},
+        "flops_per_step": {"useful": useful, "recomputed": again, "per_device": (useful + again) // devices},
+        "collective_bytes_per_step": {**traffic.bytes, "total": traffic.total},
+        "collective_calls_per_step": dict(traffic.calls),
+        "floor_seconds": _floor(useful + again, memory, traffic.total, where),
+        "tokens_per_step": data.rows * data.items_per_row * configs.model.tokens(len(vocabulary.levels)),
+        "fits": sum(memory.values()) <= USABLE * where.chip.memory,
+    }
+
+
+def _floor(flops: int, memory: Mapping[str, int], sent: int, where: Target) -> dict[str, float | str]:
+    """Least seconds by what limits: arithmetic, state read and written once, links; they may overlap."""
+    state = 2 * (memory["parameters"] + memory.get("optimizer", 0))
+    parts = {
+        "arithmetic": flops / len(where.devices) / where.chip.flops,
+        "memory": state / where.chip.bandwidth,
+        "links": sent / where.link,
+    }
+    return {**parts, "limit": max(parts, key=parts.get)}
+
+
+def _serving(program, configs: Configs, vocabulary: Vocabulary, where: Target, rows: int) -> dict[str, Any]:
+    memory = program.bytes()
+    flops = forward_flops(configs.model, vocabulary, [configs.data.items_per_row] * rows, positions=rows)
+    return {
+        "what": f"retrieval over {vocabulary.items} items for {rows} histories of {configs.data.items_per_row} items "
+        "on one device",
+        "bytes_per_device": {**memory, "total": sum(memory.values())},
+        "flops_per_call": sum(flops.values()),
+        "fits": sum(memory.values()) <= USABLE * where.chip.memory,
+    }
+
+
+def _what_would(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict[str, Any] | None:
+    """The first change, of remat, parts of a batch and mesh, with which the step was compiled and did fit."""
+    for change, changed in _changes(configs, where):
+        try:
+            sizes = _sizes(changed, where)
+        except UserError:
+            continue
+        program = steps.train_step(changed, vocabulary, make_mesh(changed.mesh, where.devices))
+        report = _training(program, changed, vocabulary, where, sizes)
+        if report["fits"]:
+            return {"change": change, "bytes_per_device": report["bytes_per_device"]["total"]}
+    return None
+
+
+def _changes(configs: Configs, where: Target):
+    model, training, mesh = configs.model, configs.training, configs.mesh
+    changed = configs
+    if model.remat != "all":
+        changed = dataclasses.replace(changed, model=dataclasses.replace(model, remat="all"))
+        yield {"model.remat": "all"}, changed
+    devices = len(where.devices) // (mesh.tensor * mesh.context)
+    if mesh.fsdp < devices:
+        whole = MeshConfig(data=1, fsdp=devices, tensor=mesh.tensor, context=mesh.context)
+        changed = dataclasses.replace(changed, mesh=whole)
+        yield {"model.remat": "all", "mesh": dataclasses.asdict(whole)}, changed
+    for parts in (2, 4, 8, 16):
+        more = dataclasses.replace(training, accumulate=training.accumulate * parts)
+        yield (
+            {"model.remat": "all", "mesh": dataclasses.asdict(changed.mesh), "training.accumulate": more.accumulate},
+            dataclasses.replace(changed, training=more),
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value

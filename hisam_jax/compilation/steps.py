@@ -1,0 +1,128 @@
+"""The real training step and the real serving step, compiled for devices that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hisam_jax.inference import scorer
+from hisam_jax.models.catalog import Catalog
+from hisam_jax.models.heads import Frozen, make_objective, with_totals
+from hisam_jax.models.hmat import HMAT
+from hisam_jax.scaling.flops import Vocabulary
+from hisam_jax.sharding import SPECS, fit, padded_rows
+from hisam_jax.training.assembly import Configs
+from hisam_jax.training.optimizer import make_optimizer
+from hisam_jax.training.state import init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step and what it holds.
+
+    Attributes:
+        compiled: what XLA made.
+        arguments: bytes on one device by kind, such as parameters, optimizer, catalogue, batch.
+        parameters: number of parameters: `network` without, `tables` of item ids and codes.
+    """
+
+    compiled: Any
+    arguments: Mapping[str, int]
+    parameters: Mapping[str, int]
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes on one device by kind; temporaries are XLA's own count."""
+        memory = self.compiled.memory_analysis()
+        fresh = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+        return {**self.arguments, "temporaries": memory.temp_size_in_bytes, "results": fresh}
+
+
+def model_of(configs: Configs, vocabulary: Vocabulary) -> HMAT:
+    """The module for a catalogue that only its sizes are known of."""
+    return HMAT(configs.model, vocabulary.vocab, vocabulary.digit, vocabulary.items)
+
+
+def frozen_shapes(vocabulary: Vocabulary, mesh: jax.sharding.Mesh, *, split: bool = True) -> Frozen:
+    """Shapes of the item tables that a step reads, split by rows or whole."""
+    rows, levels = padded_rows(vocabulary.items), len(vocabulary.levels)
+    spec = SPECS.rows if split else SPECS.whole
+    features = {name: _shape(mesh, spec, jnp.float32, rows, width) for name, width in vocabulary.features.items()}
+    catalog = Catalog(
+        _shape(mesh, spec, jnp.int32, rows, levels),
+        features,
+        _shape(mesh, spec, jnp.bool_, rows),
+        _shape(mesh, spec, jnp.float32, rows),
+    )
+    return Frozen(catalog, _shape(mesh, spec, jnp.int32, rows, levels + bool(vocabulary.digit)))
+
+
+def batch_shapes(configs: Configs, levels: int, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch."""
+    rows, items = configs.data.rows, configs.data.items_per_row
+    kinds = {"item": jnp.int32, "segment": jnp.int32, "action": jnp.int32, "gap": jnp.float32}
+    kinds |= {name: jnp.float32 for name in ("positive", "rank_weight", "next_weight")}
+    batch = {name: _shape(mesh, SPECS.batch, kind, rows, items) for name, kind in kinds.items()}
+    return {**batch, "codes": _shape(mesh, SPECS.batch, jnp.int32, rows, items, levels)}
+
+
+def train_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Program:
+    """The step that `hisam train` runs, for `mesh`."""
+    frozen = frozen_shapes(vocabulary, mesh)
+    batch = batch_shapes(configs, len(vocabulary.levels), mesh)
+    model = model_of(configs, vocabulary)
+    loss_fn, init_fn = make_objective(model, *Frozen(None, None))
+    optimizer = make_optimizer(configs.training.optimizer, configs.training.steps)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(lambda *args: init_state(init_fn, optimizer, 0, *args), batch, frozen)
+        state = jax.tree.map(lambda leaf: _on(mesh, leaf), state)
+        step = make_train_step(loss_fn, optimizer, configs.training.accumulate, with_totals)
+        compiled = jax.jit(step, donate_argnums=0).trace(state, batch, frozen).lower().compile()
+    kinds = {"parameters": state.params, "optimizer": state.opt_state, "catalogue": frozen, "batch": batch}
+    return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(state.params))
+
+
+def serve_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh, rows: int) -> Program:
+    """Retrieval over the whole catalogue for `rows` histories, as the scorer runs it, on one device of `mesh`."""
+    one = jax.sharding.Mesh(mesh.devices.reshape(-1)[:1], ("one",))
+    frozen = frozen_shapes(vocabulary, one, split=False)
+    model = model_of(configs, vocabulary)
+    loss_fn, init_fn = make_objective(model, *Frozen(None, None))
+    whole = dataclasses.replace(configs, data=dataclasses.replace(configs.data, rows=rows, streams=1))
+    batch = batch_shapes(whole, len(vocabulary.levels), one)
+    params = jax.eval_shape(init_fn, jax.eval_shape(lambda: jax.random.key(0)), batch, frozen)
+    params = jax.tree.map(lambda leaf: _on(one, leaf), params)
+    vectors = _shape(one, SPECS.whole, jnp.float32, padded_rows(vocabulary.items), configs.model.width)
+
+    def step(params, catalog, vectors_ID, batch):
+        return scorer.retrieval(model, params, catalog, vectors_ID, batch)
+
+    mapped = jax.shard_map(step, mesh=one, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+    compiled = jax.jit(mapped).trace(params, frozen.catalog, vectors, batch).lower().compile()
+    kinds = {"parameters": params, "catalogue": frozen.catalog, "item_vectors": vectors, "batch": batch}
+    return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(params))
+
+
+def held(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count(params: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters of the network and of the tables of codes and items."""
+    sizes = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part)) for name, part in params.items()}
+    tables = sizes.get("item_encoder", 0)
+    return {"network": sum(sizes.values()) - tables, "tables": tables}
+
+
+def _shape(mesh: jax.sharding.Mesh, spec: jax.P, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, fit(spec, shape, mesh)))
+
+
+def _on(mesh: jax.sharding.Mesh, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    spec = getattr(leaf.sharding, "spec", None) or jax.P()
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.NamedSharding(mesh, spec))

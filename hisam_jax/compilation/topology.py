@@ -1,0 +1,157 @@
+"""Named TPU slices and GPU boxes as devices to compile for, on a machine that has neither.
+
+Peak figures are the vendors': Cloud TPU's system architecture pages, NVIDIA's data sheets (dense, no sparsity). What a
+device sends per second is its own share of the links, one direction, summed over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from hisam_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak figures of one device.
+
+    Attributes:
+        name: of the device.
+        flops: bfloat16 products and sums a second.
+        memory: bytes of high-bandwidth memory.
+        bandwidth: of that memory, bytes a second.
+        link: bytes a second that the device sends to others.
+    """
+
+    name: str
+    flops: float
+    memory: int
+    bandwidth: float
+    link: float
+
+
+CHIPS = {
+    "v4": Chip("TPU v4", 275e12, 32 * GIB, 1.2e12, 3 * 50e9),
+    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 2 * 50e9),
+    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 3 * 100e9),
+    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 2 * 112e9),
+    "h100": Chip("NVIDIA H100", 989e12, 80 * GIB, 3.35e12, 450e9),
+    "h200": Chip("NVIDIA H200", 989e12, 141 * GIB, 4.8e12, 450e9),
+}
+BOX, BETWEEN_BOXES = 8, 50e9  # GPUs that NVLink joins; bytes a second of a GPU's own 400 Gbit/s adapter beyond them
+
+_H100 = """gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for.
+
+    Attributes:
+        name: as given, such as `v5e:16x16` or `h100:8`.
+        chip: peak figures of one device.
+        devices: what a mesh is made of.
+        platform: `tpu` or `gpu`.
+    """
+
+    name: str
+    chip: Chip
+    devices: tuple[Any, ...]
+    platform: str
+
+    @property
+    def link(self) -> float:
+        """Bytes a second a device sends where the slowest link on the way counts."""
+        across = self.platform == "gpu" and len(self.devices) > BOX
+        return BETWEEN_BOXES if across else self.chip.link
+
+
+def target(name: str) -> Target:
+    """The devices that `name` stands for: `v5e:16x16`, `v5p:4x4x4`, `h100:8`, `h100:64`.
+
+    Raises:
+        UserError: an unknown kind or shape; libtpu or the CUDA plugin is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
+        known = " or ".join(f"{each}:{'8' if each.startswith('h') else '4x4x4' if each in ('v4', 'v5p') else '16x16'}"
+                            for each in CHIPS)  # fmt: skip
+        raise UserError(f"value {name!r}", field="--topology", expected=known)
+    platform = "gpu" if kind.startswith("h") else "tpu"
+    devices = (_gpus if platform == "gpu" else _tpus)(name, shape)
+    return Target(name, CHIPS[kind], tuple(devices), platform)
+
+
+def _tpus(name: str, shape: str) -> list[Any]:
+    with _described(name, "libtpu as jax pins it: pip install 'jax[tpu]'"):
+        return _topology(platform="tpu", topology_name=name).devices
+
+
+def _gpus(name: str, shape: str) -> list[Any]:
+    sizes = [int(size) for size in shape.split("x")]
+    if len(sizes) > 1 or (sizes[0] > BOX and sizes[0] % BOX):
+        raise UserError(
+            f"value {name!r}", field="--topology", expected=f"a number of GPUs, past {BOX} a multiple of it"
+        )
+    boxes, each = max(1, sizes[0] // BOX), min(sizes[0], BOX)
+    layout = f"1x{boxes}x{each}"
+    with _described(name, "the CUDA plugin at jax's version: pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt"):
+        return _topology(platform="cuda", topology_name=layout, topology=layout, target_config=_H100).devices
+
+
+def _topology(**options: Any) -> Any:
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(**options)
+
+
+@contextlib.contextmanager
+def _described(name: str, needs: str) -> Iterator[None]:
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for variable, value in quiet.items():
+        os.environ.setdefault(variable, value)
+    try:
+        with _silent():
+            yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"{name!r} cannot be described ({type(error).__name__}: {reason})",
+            field="--topology",
+            expected="a slice or box that exists",
+            hint=f"needs {needs}; jax here is {jax.__version__}",
+        ) from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps off the screen what libtpu, written in C++, has to say of a machine that is no TPU worker."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

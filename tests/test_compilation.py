@@ -1,0 +1,171 @@
+"""What a step costs on devices that are not here, by their real compilers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hisam_jax.compilation import report
+from hisam_jax.compilation.collectives import traffic
+from hisam_jax.config import load_config
+from hisam_jax.errors import UserError
+from hisam_jax.models.config import HMATConfig
+from hisam_jax.scaling.flops import Vocabulary, forward_flops
+from tests.model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, small_model, small_params
+
+ROOT = Path(__file__).resolve().parents[1]
+HLO = """HloModule step, is_scheduled=true, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%condition (p: (s32[], f32[16])) -> pred[] {
+  %p = (s32[], f32[16]{0}) parameter(0)
+  %limit = s32[] constant(12)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (q: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %q = (s32[], f32[16]{0}) parameter(0)
+  %x = f32[16]{0} get-tuple-element(%q), index=1
+  %reduced = f32[16]{0} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
+  %j = s32[] get-tuple-element(%q), index=0
+  ROOT %next = (s32[], f32[16]{0}) tuple(%j, %reduced)
+}
+
+ENTRY %main (w: f32[16]) -> f32[64] {
+  %w = f32[16]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[16]{0}) tuple(%zero, %w)
+  %loop = (s32[], f32[16]{0}) while(%start), condition=%condition, body=%body%KNOWN
+  %y = f32[16]{0} get-tuple-element(%loop), index=1
+  %shifted = f32[16]{0} collective-permute(%y), source_target_pairs={{0,1},{1,0}}
+  ROOT %whole = f32[64]{0} all-gather(%shifted), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}
+"""
+
+
+def compiled(*arguments: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from hisam_jax.cli import main; sys.exit(main())", "compile", *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not done.stderr.strip(), done.stderr  # libtpu's account of what this machine is not would drown an error
+    return json.loads(done.stdout)
+
+
+def needs(module: str):
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"no {module}: make compilers")
+
+
+@needs("libtpu")
+@pytest.mark.slow
+def test_a_small_model_on_a_pod_holds_no_scores_and_says_what_it_costs():
+    """Temporaries are fewer than the scores of one head of one layer, between all of a row's tokens, would take."""
+    longer = ("--config.data.items_per_row=4096", "--config.data.window=4096", "--config.model.layers=2")
+    found = compiled("--config", "configs/hmat_10m.py", "--topology", "v5e:16x16", *longer)
+    tokens = 4096 * 5
+    assert found["devices"] == 256 and found["fits"] and found["mesh"]["data"] == 256
+    assert found["bytes_per_device"]["temporaries"] < 2 * tokens**2
+    assert found["bytes_per_device"]["optimizer"] == 2 * found["bytes_per_device"]["parameters"] + 8
+    gradients = 4 * found["parameters"]["network"] // 2  # in bf16, sent and received
+    assert found["collective_bytes_per_step"]["all-reduce"] > gradients
+    assert found["serving"]["fits"]
+
+
+@needs("jax_cuda13_plugin")
+@pytest.mark.skipif(not shutil.which("ptxas"), reason="no ptxas on the PATH")
+@pytest.mark.slow
+def test_a_model_of_a_billion_fits_eight_gpus():
+    found = compiled("--config", "configs/hmat_1b.py", "--topology", "h100:8")
+    assert 0.95e9 < found["parameters"]["network"] < 1.1e9 and found["fits"]
+    whole = 4 * sum(found["parameters"].values())
+    assert found["bytes_per_device"]["parameters"] < 1.05 * whole / 8
+    assert found["collective_bytes_per_step"]["all-gather"] > 0  # parameters are gathered where they are used
+
+
+@pytest.mark.parametrize("known", ["", ', backend_config={"known_trip_count":{"n":"12"}}'])
+def test_loops_send_as_often_as_they_run(known):
+    found = traffic(HLO.replace("%KNOWN", known))
+    assert found.bytes == {
+        "all-reduce": 12 * 2 * 3 * 64 // 4,
+        "collective-permute": 64,
+        "all-gather": 3 * 256 // 4,
+    }
+    assert found.calls["all-reduce"] == 12 and found.largest["all-gather"] == 256
+
+
+def test_a_loop_of_unknown_length_is_not_guessed():
+    with pytest.raises(ValueError, match="trip count"):
+        traffic(HLO.replace("%KNOWN", "").replace("constant(12)", "parameter(1)"))
+
+
+@pytest.mark.parametrize("switches", [{"anchors": False, "attention": "dense"}, {"attention": "reference"}])
+def test_counted_operations_are_those_of_the_program(switches):
+    """Beside XLA's own count of an unrolled dense program, whose attention computes every pair."""
+    config = HMATConfig(
+        width=64, heads=2, kv_heads=2, mlp=96, layers=1, dropout=0.0, qk_norm=False, rope="none", **switches
+    )
+    catalog, vocabulary = small_catalog(), Vocabulary(ITEMS, (SIZE,) * LEVELS, 4, {"text": 5})
+    batch = small_batch(catalog, items=16)
+    model = small_model(**{name: getattr(config, name) for name in config.__dataclass_fields__})
+    params, loss_fn = small_params(model, catalog, batch)
+    analysis = jax.jit(lambda p: loss_fn(p, batch, jax.random.key(0))[0]).lower(params).compile().cost_analysis()
+    tokens = config.tokens(LEVELS)
+    parts = forward_flops(config, vocabulary, [16, 16])
+    dense = 4 * 2 * (16 * tokens) ** 2 * config.heads * config.head_width
+    count = sum(parts.values()) - parts["attention"] + dense
+    assert count == pytest.approx(analysis["flops"], rel=0.15)
+    assert jnp.isfinite(loss_fn(params, batch, jax.random.key(0))[0])
+
+
+@pytest.mark.parametrize(
+    ("topology", "mesh", "match"),
+    [
+        ("v9:2x2", None, "v5e:16x16"),
+        ("h100:12", None, "multiple"),
+        ("v5e", None, "v5e:16x16"),
+        ("v5e:16x16", "rows=2", "data=32"),
+        ("v5e:16x16", "data=3", "256"),
+    ],
+)
+def test_what_cannot_be_compiled_for_is_refused(topology, mesh, match):
+    if topology == "v5e:16x16":
+        pytest.importorskip("libtpu")
+    with pytest.raises(UserError, match=match):
+        report.compile_report(load_config(ROOT / "configs" / "hmat_10m.py"), topology, mesh)
+
+
+def test_a_config_without_a_catalogue_is_refused():
+    with pytest.raises(UserError, match="catalogue"):
+        report.configs_for(load_config(ROOT / "configs" / "shop.py"), "v5e:16x16", None)
+
+
+@pytest.mark.parametrize("name", ["10m", "100m", "1b", "8b"])
+@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:4x4x4", "h100:8", "h100:64"])
+def test_every_size_has_a_mesh_for_every_box(name, topology):
+    from hisam_jax.sharding import AXES
+    from hisam_jax.training.assembly import check_split
+
+    configs, _ = report.configs_for(load_config(ROOT / "configs" / f"hmat_{name}.py"), topology, None)
+    kind, shape = topology.split(":")
+    devices = int(np.prod([int(size) for size in shape.split("x")]))
+    check_split(configs, dict(zip(AXES, configs.mesh.sizes(devices), strict=True)))
