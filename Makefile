@@ -27,7 +27,7 @@ demo: venv
 	$(BIN)/hisam report --workdir $(DEMO)/run
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -33,3 +33,12 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip("no public data sets: set HISAM_DATA to their folder")
     return root
+
+
+LONGEST = ("test_end_to_end", "test_compilation", "test_runs", "test_sharding", "test_tokenizer_dst")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that no worker is left alone with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

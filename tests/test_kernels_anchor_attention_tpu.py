@@ -264,14 +264,14 @@ def test_mosaic_compiles_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["v5e", "v5p", "v6e"])
-def test_mosaic_compiles_all_sizes(target):
+def test_mosaic_compiles_all_sizes():
+    """Each kind of problem once, and the one that matters most for every target."""
     _fits(
         [
-            _target(target, 1024, 8, 128, "bfloat16"),
-            _target(target, 1024, 8, 128, "float32", rule=(True, None)),
-            _target(target, 4096, 5, 64, "bfloat16", rule=(False, 256)),
-            _target(target, 3, 8, 128, "bfloat16", anchors=4096),
+            *[_target(target, 1024, 8, 128, "bfloat16") for target in ("v5e", "v5p", "v6e")],
+            _target("v5e", 1024, 8, 128, "float32", rule=(True, None)),
+            _target("v6e", 4096, 5, 64, "bfloat16", rule=(False, 256)),
+            _target("v5p", 3, 8, 128, "bfloat16", anchors=4096),
         ]
     )
 
@@ -281,13 +281,3 @@ def test_mosaic_compiles_odd_sizes():
     odd = [(2, 8, "bfloat16"), (3, 16, "float32"), (17, 32, "bfloat16"), (7, 48, "float32")]
     cases = [_target("v5e", 50, *shape, heads=(6, 2), anchors=77) for shape in odd]
     _fits([*cases, _target("v5e", 64, 17, 128, "bfloat16", heads=(16, 1))])
-
-
-@pytest.mark.slow
-def test_the_train_step_for_256_chips_holds_no_scores():
-    """64 rows of 4,096 items x 5 tokens over 64 x 4 chips: a row and a head each."""
-    (found,) = _compile("mosaic_train_step")
-    tokens, items = found["tokens"], found["items"]
-    assert found["kernels"] >= 4  # forward, again under remat, and two of the backward pass
-    assert found["largest"] < tokens * items, "an array as large as one head's scores of all anchors"
-    assert found["temporaries"] < tokens * tokens, "bytes: one head's dense scores take four times that"
