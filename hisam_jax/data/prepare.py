@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def prepare(
     max_rejected: float = 0.05,
     cache_dir: str | os.PathLike | None = None,
     reader_options: Mapping[str, Any] | None = None,
+    runner: str | None = None,
+    runner_options: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Reads, validates, filters, orders, splits and encodes a source; leaves a whole folder `out`, or none.
 
@@ -51,6 +54,9 @@ def prepare(
         max_history: latest events that a model is to see of a user; recorded, the records are whole.
         max_rejected: share of rows that may be unusable.
         cache_dir: where features are kept by content.
+        runner: None, or the engine of Apache Beam that prepares the events, with the same result: direct, flink, spark
+            or dataflow.
+        runner_options: Beam's own options, by name.
 
     Returns:
         The manifest.
@@ -58,9 +64,11 @@ def prepare(
     Raises:
         UserError: input that cannot be used, with its file, line and field; a full disk.
     """
-    arguments = {name: _plain(value) for name, value in sorted(locals().items())}
+    given = {name: value for name, value in locals().items() if runner or not name.startswith("runner")}
+    arguments = {name: _plain(value) for name, value in sorted(given.items())}
     _check_arguments(arguments)
     started = time.monotonic()
+    prepare_events = _on_beam(runner, runner_options or {}) if runner or runner_options else local_events.prepare_events
     options = {**({"seed": seed} if source == "shop" else {}), **(reader_options or {})}
     data = read(source, raw, images, **options)
     if protocol == "chronological" and not data.has_timestamps:
@@ -70,7 +78,7 @@ def prepare(
         )  # fmt: skip
     settings = Settings(protocol, min_user, min_item, seed, max_rejected, need_liked=behaviour_encoder == "ppmi_svd")
     with atomic_directory(out, holds="users.parquet") as folder, native_disk_errors():
-        prepared = local_events.prepare_events(data, folder, settings)
+        prepared = prepare_events(data, folder, settings)
         items, thumbnails, broken = _with_pictures(_item_table(data, prepared))
         encoders = {"text": text_encoder, "image": image_encoder}
         encoders |= {"behaviour": behaviour_encoder} if behaviour_encoder != "none" else {}
@@ -98,6 +106,21 @@ def prepare(
                 "seconds": round(time.monotonic() - started, 2),
             },
         )
+
+
+def _on_beam(runner: str | None, options: Mapping[str, str]) -> Callable[[RawData, Path, Settings], Prepared]:
+    if runner is None:
+        raise UserError(f"options without a runner: {', '.join(options)}", field="runner", expected="--runner NAME")
+    try:
+        from hisam_jax.data.beam.driver import prepare_events
+        from hisam_jax.data.beam.runners import make_runner
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise UserError(
+            "Apache Beam is not installed", field="--runner", expected="pip install 'hisam_jax[beam]'"
+        ) from error
+    return functools.partial(prepare_events, runner=make_runner(runner, options))
 
 
 def _plain(value: Any) -> Any:
