@@ -52,7 +52,7 @@ def _rounds(
         given = beam.pvalue.AsSingleton(stages[-1])
         numbers = pipeline | f"parts {number}" >> beam.Create(list(parts)) | f"spread {number}" >> beam.Reshuffle()
         counts = numbers | f"count {number}" >> beam.Map(_count, given, core, state)
-        stages.append(merged(counts, sum_counts, str(number)) | f"drop {number}" >> beam.Map(_enough, core))
+        stages.append(merged(counts, sum_counts, str(number), len(parts)) | f"drop {number}" >> beam.Map(_enough, core))
     for stage, name in zip(stages[-2:], names, strict=True):
         write(stage, state, name)
 

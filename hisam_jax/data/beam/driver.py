@@ -75,9 +75,10 @@ def _prepare(raw: RawData, folder: Path, settings: Settings, runner: Runner, sta
     parts, before = sizes["part"].sort().to_list(), int(sizes["events"].sum())
     core = Core(settings.min_user, settings.min_item, len(item_ids))
     items = k_core_items(runner, parts, core, state)
-    chronological = settings.protocol == "chronological"
-    runner.run(writing.survey, parts, core, items, chronological, state)
-    left = state.read_frame(writing.SIZES).sort("part")
+    left, chronological = sizes.sort("part"), settings.protocol == "chronological"
+    if chronological or settings.min_user > 1 or settings.min_item > 1:
+        runner.run(writing.survey, parts, core, items, chronological, state)
+        left = state.read_frame(writing.SIZES).sort("part")
     interactions, num_users = int(left["events"].sum()), int(left["users"].sum())
     check_events_left(interactions, before, settings, raw.interactions_path)
     plan = writing.Plan(
@@ -149,7 +150,7 @@ def _spans(raw: RawData, runner: Runner, state: State) -> list[partition.Span]:
 
 def _count_lines(pipeline: beam.Pipeline, found: list[spans.LineSpan], state: State) -> None:
     numbered = pipeline | beam.Create(list(enumerate(found))) | beam.Reshuffle()
-    save(numbered | beam.MapTuple(_lines_of), state, "lines.parquet")
+    save(numbered | beam.MapTuple(_lines_of), state, "lines.parquet", len(found))
 
 
 def _lines_of(number: int, span: spans.LineSpan) -> pl.DataFrame:

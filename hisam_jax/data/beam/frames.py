@@ -14,7 +14,7 @@ import polars as pl
 from hisam_jax.data.beam.state import State
 from hisam_jax.data.identity import digests
 
-_FANOUT = 16  # of merges: one worker would have to take every part's counts
+_FANOUT = 16  # merges of more are done in two steps: one worker would have to take every part's counts
 
 Merge = Callable[[Iterable[pl.DataFrame]], pl.DataFrame]
 
@@ -57,14 +57,15 @@ def count_values(values: np.ndarray, key: str) -> pl.DataFrame:
     return pl.DataFrame({key: found, "count": count.astype(np.int64)})
 
 
-def merged(frames: beam.PCollection, merge: Merge, label: str) -> beam.PCollection:
-    """One table of all; `merge` must not mind in which groups it is called."""
-    return frames | f"merge {label}" >> beam.CombineGlobally(merge).with_fanout(_FANOUT)
+def merged(frames: beam.PCollection, merge: Merge, label: str, parts: int) -> beam.PCollection:
+    """One table of the tables of `parts` parts; `merge` must not mind in which groups it is called."""
+    combine = beam.CombineGlobally(merge)
+    return frames | f"merge {label}" >> (combine.with_fanout(_FANOUT) if parts > _FANOUT else combine)
 
 
-def save(frames: beam.PCollection, state: State, name: str, merge: Merge = concat) -> None:
+def save(frames: beam.PCollection, state: State, name: str, parts: int, merge: Merge = concat) -> None:
     """The merged table as a file for the driver."""
-    write(merged(frames, merge, name), state, name)
+    write(merged(frames, merge, name, parts), state, name)
 
 
 def write(frame: beam.PCollection, state: State, name: str) -> None:

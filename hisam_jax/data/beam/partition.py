@@ -53,12 +53,12 @@ def write_catalogue(item_ids: pl.Series, log: Log, state: State) -> None:
 
 
 def partition(pipeline: beam.Pipeline, spans: list[Span], log: Log, state: State) -> None:
-    """Writes every part that has users, TALLY and PARTS (part, events, duplicates)."""
+    """Writes every part that has users, TALLY and PARTS (part, users, events, duplicates)."""
     rows = pipeline | beam.Create(spans) | beam.Reshuffle() | "read" >> beam.FlatMap(_read, log, state)
     joined = rows | "by item" >> beam.GroupByKey() | "join" >> beam.ParDo(_Join(log, state)).with_outputs(main="usable")
-    save(joined.tally, state, TALLY, merge_tallies)
+    save(joined.tally, state, TALLY, log.parts, merge_tallies)
     sizes = joined.usable | "by user" >> beam.GroupByKey() | "sort" >> beam.Map(_sort, log, state)
-    save(sizes, state, PARTS)
+    save(sizes, state, PARTS, log.parts)
 
 
 def merge_tallies(tallies: Iterable[pl.DataFrame]) -> pl.DataFrame:
@@ -116,4 +116,5 @@ def _sort(group: tuple[int, Iterable[pl.DataFrame]], log: Log, state: State) -> 
     events = Events(user[order], item[order], time[order], rating)
     events, duplicates = drop_duplicates(events) if log.has_timestamps else (events, 0)
     write_part(state, part, users, events)
-    return pl.DataFrame({"part": [part], "events": [len(events)], "duplicates": [duplicates]})
+    row = {"part": part, "users": len(users), "events": len(events), "duplicates": duplicates}
+    return pl.DataFrame([row])

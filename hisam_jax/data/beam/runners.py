@@ -49,7 +49,12 @@ class Runner:
             UserError: one that a worker met, or a job server that cannot be fetched.
         """
         label = f"beam {build.__name__.strip('_')}"
-        with progress_bar(1, label, "pipeline") as bar, received_from_workers(), _job_server(self.name), _quiet():
+        with (
+            progress_bar(1, label, "pipeline") as bar,
+            received_from_workers(),
+            _job_server(self.name),
+            _quiet(self.name),
+        ):
             with beam.Pipeline(runner=create_runner(RUNNERS[self.name]), options=_parse(self.options)) as pipeline:
                 build(pipeline, *arguments)
             bar.update()
@@ -120,11 +125,11 @@ def _job_server(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A worker's mistake is said once, by whoever catches it, and not as a traceback of the runner's before."""
+def _quiet(name: str) -> Iterator[None]:
+    """On this machine a worker's mistake is said once, by whoever catches it, and not as a traceback before."""
     logger = logging.getLogger("apache_beam")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL if name == "direct" else level)
     try:
         yield
     finally:

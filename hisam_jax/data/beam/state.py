@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shutil
 import uuid
 
 import polars as pl
@@ -22,12 +23,11 @@ class State:
 
     def write(self, name: str, content: bytes) -> None:
         path = self._path(name)
-        local = FileSystems.get_scheme(self.root) is None
         # An object appears when its stream is closed; a file has to be renamed into its place.
-        scratch = f"{path}.{uuid.uuid4().hex}.partial" if local else path
+        scratch = f"{path}.{uuid.uuid4().hex}.partial" if self._is_local() else path
         with FileSystems.create(scratch, **_PLAIN) as stream:
             stream.write(content)
-        if local:
+        if scratch != path:
             os.replace(scratch, path)
 
     def read(self, name: str) -> bytes:
@@ -47,11 +47,13 @@ class State:
 
     def clear(self) -> None:
         """Removes all of it."""
-        if FileSystems.exists(self.root) or FileSystems.get_scheme(self.root) is not None:
-            matched = FileSystems.match([f"{self.root.rstrip('/')}/**"])[0].metadata_list
-            FileSystems.delete([entry.path for entry in matched])
-            if FileSystems.get_scheme(self.root) is None:
-                FileSystems.delete([self.root])
+        if self._is_local():
+            shutil.rmtree(self.root, ignore_errors=True)  # Beam's own would read a bracket in the path as a pattern
+        else:
+            FileSystems.delete([f"{self.root}/"])
+
+    def _is_local(self) -> bool:
+        return FileSystems.get_scheme(self.root) is None
 
     def _path(self, name: str) -> str:
         return FileSystems.join(self.root, *name.split("/"))

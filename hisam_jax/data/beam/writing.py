@@ -51,17 +51,17 @@ def survey(
     """Writes SIZES (part, users, events) and, if asked for, MOMENTS (time, count)."""
     numbers = pipeline | beam.Create(list(parts)) | beam.Reshuffle()
     surveyed = numbers | "survey" >> beam.ParDo(_Survey(core, items, moments, state)).with_outputs(main="sizes")
-    save(surveyed.sizes, state, SIZES)
+    save(surveyed.sizes, state, SIZES, len(parts))
     if moments:
-        save(surveyed.moments, state, MOMENTS, sum_counts)
+        save(surveyed.moments, state, MOMENTS, len(parts), sum_counts)
 
 
 def write_sequences(pipeline: beam.Pipeline, parts: Sequence[int], plan: Plan, state: State) -> None:
     """Writes the ArrayRecord files, the table of each part's users, MARKS (a row a part) and ITEMS (item, count)."""
     numbers = pipeline | beam.Create(list(parts)) | beam.Reshuffle()
     written = numbers | "mark" >> beam.ParDo(_Mark(plan, state)).with_outputs(main="records")
-    save(written.marks, state, MARKS)
-    save(written.items, state, ITEMS, sum_counts)
+    save(written.marks, state, MARKS, len(parts))
+    save(written.items, state, ITEMS, len(parts), sum_counts)
     written.records | "by file" >> beam.GroupByKey() | "write" >> beam.Map(_write_file, plan, state)
 
 
