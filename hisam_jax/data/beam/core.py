@@ -18,7 +18,7 @@ import apache_beam as beam
 import polars as pl
 
 from hisam_jax.data.beam.frames import count_values, merged, sum_counts, write
-from hisam_jax.data.beam.parts import Core, read_events
+from hisam_jax.data.beam.parts import Core, read_events, read_items
 from hisam_jax.data.beam.runners import Runner
 from hisam_jax.data.beam.state import State
 
@@ -26,16 +26,16 @@ ROUNDS = 3  # in one pipeline, 2 at least: the last two are compared
 ROUNDS = 3
 
 
-def k_core_items(runner: Runner, parts: Sequence[int], core: Core, state: State) -> pl.DataFrame | None:
-    """Table with the items (column `item`) of the k-core; None where every item may stay."""
+def k_core_items(runner: Runner, parts: Sequence[int], core: Core, state: State) -> str | None:
+    """Name of the table with the items (column `item`) of the k-core; None where every item may stay."""
     if core.min_item <= 1:
         return None
     items = None
     for number in itertools.count():
         names = [f"core/{number:04d}-{which}.parquet" for which in ("before", "after")]
         runner.run(_rounds, parts, core, items, state, names)
-        before, items = (state.read_frame(name) for name in names)
-        if len(before) == len(items):
+        items = names[1]
+        if len(state.read_frame(names[0])) == len(state.read_frame(items)):
             return items
 
 
@@ -43,11 +43,11 @@ def _rounds(
     pipeline: beam.Pipeline,
     parts: Sequence[int],
     core: Core,
-    items: pl.DataFrame | None,
+    items: str | None,
     state: State,
     names: Sequence[str],
 ) -> None:
-    stages = [pipeline | "items" >> beam.Create([items])]
+    stages = [pipeline | "items" >> beam.Create([items]) | beam.Map(lambda name: read_items(state, name))]
     for number in range(ROUNDS):
         given = beam.pvalue.AsSingleton(stages[-1])
         numbers = pipeline | f"parts {number}" >> beam.Create(list(parts)) | f"spread {number}" >> beam.Reshuffle()

@@ -16,7 +16,7 @@ from hisam_jax.data import sequence_files, splits
 from hisam_jax.data.beam import partition, spans, writing
 from hisam_jax.data.beam.core import k_core_items
 from hisam_jax.data.beam.frames import save
-from hisam_jax.data.beam.parts import Core
+from hisam_jax.data.beam.parts import Core, read_items
 from hisam_jax.data.beam.runners import Runner
 from hisam_jax.data.beam.state import State
 from hisam_jax.data.encoders import Interactions
@@ -93,7 +93,7 @@ def _prepare(raw: RawData, folder: Path, settings: Settings, runner: Runner, sta
     )
     runner.run(writing.write_sequences, parts, plan, state)
     files = _fetch(state, folder / "sequences", plan)
-    item_ids = item_ids.filter(pl.Series(core.alive(items)))
+    item_ids = item_ids.filter(pl.Series(core.alive(read_items(state, items))))
     users = writing.read_users_tables(state, parts)
     counts = state.read_frame(writing.ITEMS)
     item_train = np.zeros(len(item_ids), np.int32)

@@ -50,6 +50,11 @@ def read_events(state: State, part: int, core: Core, items: pl.DataFrame | None)
     return events.take(k_core(events.user, np.zeros_like(events.item), core.min_user, 1))
 
 
+def read_items(state: State, name: str | None) -> pl.DataFrame | None:
+    """Table with the items that are in, by its file's name: a pipeline's description could not hold a large one."""
+    return None if name is None else state.read_frame(name)
+
+
 def read_users(state: State, part: int) -> pl.Series:
     """The part's users, those without an event that stays included."""
     return state.read_frame(f"parts/{part:05d}-users.parquet")["user_id"]

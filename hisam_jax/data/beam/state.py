@@ -34,9 +34,6 @@ class State:
         with FileSystems.open(self._path(name), **_PLAIN) as stream:
             return stream.read()
 
-    def exists(self, name: str) -> bool:
-        return FileSystems.exists(self._path(name))
-
     def write_frame(self, name: str, frame: pl.DataFrame) -> None:
         stream = io.BytesIO()
         frame.write_parquet(stream, compression="lz4")

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from hisam_jax.data.beam.frames import concat, count_values, save, sum_counts
-from hisam_jax.data.beam.parts import Core, read_events, read_users
+from hisam_jax.data.beam.parts import Core, read_events, read_items, read_users
 from hisam_jax.data.beam.state import State
 from hisam_jax.data.marks import mark
 from hisam_jax.data.preparation import Events, renumber
@@ -28,7 +28,7 @@ class Plan:
     """What a worker has to know to write a part.
 
     Attributes:
-        core, items: which events stay.
+        core, items: which events stay; `items` as `k_core_items` gives it.
         protocol, cuts: how they are split.
         users_per_file: users in an ArrayRecord file.
         first_user: part -> the index of its first user in the whole dataset.
@@ -36,7 +36,7 @@ class Plan:
     """
 
     core: Core
-    items: pl.DataFrame | None
+    items: str | None
     protocol: str
     cuts: Mapping[str, int]
     has_timestamps: bool
@@ -46,7 +46,7 @@ class Plan:
 
 
 def survey(
-    pipeline: beam.Pipeline, parts: Sequence[int], core: Core, items: pl.DataFrame | None, moments: bool, state: State
+    pipeline: beam.Pipeline, parts: Sequence[int], core: Core, items: str | None, moments: bool, state: State
 ) -> None:
     """Writes SIZES (part, users, events) and, if asked for, MOMENTS (time, count)."""
     numbers = pipeline | beam.Create(list(parts)) | beam.Reshuffle()
@@ -66,11 +66,11 @@ def write_sequences(pipeline: beam.Pipeline, parts: Sequence[int], plan: Plan, s
 
 
 class _Survey(beam.DoFn):
-    def __init__(self, core: Core, items: pl.DataFrame | None, moments: bool, state: State):
+    def __init__(self, core: Core, items: str | None, moments: bool, state: State):
         self.core, self.items, self.moments, self.state = core, items, moments, state
 
     def process(self, part: int) -> Iterator:
-        events = read_events(self.state, part, self.core, self.items)
+        events = read_events(self.state, part, self.core, read_items(self.state, self.items))
         users = len(np.unique(events.user))
         yield pl.DataFrame({"part": [part], "users": [users], "events": [len(events)]})
         if self.moments:
@@ -96,10 +96,11 @@ class _Mark(beam.DoFn):
         yield from self._records(marked.sequences(plan.has_timestamps, plan.first_user[part]))
 
     def _renumbered(self, part: int) -> tuple[Events, pl.Series]:
-        events = read_events(self.state, part, self.plan.core, self.plan.items)
+        kept = read_items(self.state, self.plan.items)
+        events = read_events(self.state, part, self.plan.core, kept)
         ids = read_users(self.state, part)
         users = np.bincount(events.user, minlength=len(ids)) > 0
-        items = self.plan.core.alive(self.plan.items)
+        items = self.plan.core.alive(kept)
         events = dataclasses.replace(events, user=renumber(events.user, users), item=renumber(events.item, items))
         return events, ids.filter(pl.Series(users))
 
