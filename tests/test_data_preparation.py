@@ -148,7 +148,8 @@ def test_per_user_time_holds_out_tenths(lengths):
 def test_chronological_is_one_cut_for_everybody(times):
     assume(len(set(times)) >= 3)
     time = np.array(times, np.uint32)
-    split, cuts = splits.chronological(time)
+    cuts = splits.chronological_cuts(*np.unique(time, return_counts=True))
+    split = splits.chronological(time, cuts)
     assert time[split == TRAIN].max() < cuts["validation"] == time[split == VALIDATION].min()
     assert time[split == VALIDATION].max() < cuts["test"] == time[split == TEST].min()
     held, tenth = (split == TEST).sum(), (len(times) + 5) // 10
@@ -158,7 +159,7 @@ def test_chronological_is_one_cut_for_everybody(times):
 
 def test_chronological_needs_three_moments():
     with pytest.raises(UserError, match="2 distinct times"):
-        splits.chronological(np.array([1, 1, 2, 2], np.uint32))
+        splits.chronological_cuts(np.array([1, 2]), np.array([2, 2]))
 
 
 def _checksum(rows, seed=0, split=None):

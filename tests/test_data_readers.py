@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hisam_jax.data.readers import READERS, read, reader_options
 from hisam_jax.data.readers.base import INTERACTION_SCHEMA, ITEM_SCHEMA, RawData
-from hisam_jax.data.readers.columns import scan_events, to_interactions
+from hisam_jax.data.readers.columns import scan_lines, split_events, to_interactions
 from hisam_jax.errors import UserError
 
 
@@ -309,7 +309,8 @@ def test_quoted_rows_are_read_as_the_csv_module_wrote_them(tmp_path_factory, row
     csv.writer(text, lineterminator="\n").writerows([("user", "note", "item"), *rows])
     path.write_text(text.getvalue(), encoding="utf-8")
     names = ["user", "note", "item"]
-    scanned = scan_events(path, ",", names, {"user": "user", "item": "item"}, quoted=True)
+    columns = {"user": "user", "item": "item"}
+    scanned = split_events(scan_lines(path), separator=",", header=names, columns=columns, quoted=True)
     frame = to_interactions(scanned, first_line=1).collect(engine="streaming")
     kept = [(user, item) for user, note, item in rows]
     assert [(user or "", item or "") for user, item in frame.select("user", "item").rows()] == kept

@@ -145,6 +145,14 @@ def names(text: str) -> list[str]:
     return parts
 
 
+def option(text: str) -> tuple[str, str]:
+    """KEY=VALUE."""
+    name, sign, value = text.partition("=")
+    if not re.fullmatch(r"\w+", name) or not sign:
+        raise argparse.ArgumentTypeError(f"'{text}'; expected KEY=VALUE")
+    return name, value
+
+
 def write_result(result: Any) -> None:
     """Prints a result on stdout: a path as it is, `Lines` as JSON lines, anything else as JSON.
 

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hisam_jax.cli.common import Verb, count, seed, share
+from hisam_jax.cli.common import Verb, count, option, seed, share
 from hisam_jax.cli.reader_flags import add_reader_flags, given_options
 from hisam_jax.data.public_sets import PUBLIC_SETS
 from hisam_jax.errors import UserError
 
 SOURCES = ("movielens", "amazon2014", "amazon2023", "sequences", "recbole", "table", "shop")
+RUNNERS = ("direct", "flink", "spark", "dataflow")
 PROTOCOLS = ("per_user_time", "chronological", "leave_one_out")
 SUMMARY_KEYS = ("users", "items", "interactions", "modalities", "split", "history", "cold")
 SUMMARY_KEYS += ("has_ratings", "has_timestamps", "dropped_modalities", "rejected", "seconds")
@@ -69,6 +70,21 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where encoded features are kept between calls, by content (default: $HISAM_CACHE or ~/.cache/hisam_jax)",
     )
+    beam = parser.add_argument_group("logs past one machine (needs pip install 'hisam_jax[beam]')")
+    beam.add_argument(
+        "--runner",
+        choices=RUNNERS,
+        help="prepares the events as Apache Beam pipelines, with the same result (default: none, on this machine)",
+    )
+    beam.add_argument(
+        "--runner-option",
+        metavar="KEY=VALUE",
+        type=option,
+        action="append",
+        default=[],
+        help="an option of Beam's, such as temp_location=gs://BUCKET/FOLDER; may be given several times; dataflow "
+        "needs project, region and temp_location (default: Beam's own)",
+    )
     add_reader_flags(parser)
 
 
@@ -93,6 +109,8 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         max_rejected=arguments.max_rejected,
         cache_dir=arguments.cache,
         reader_options=given_options(arguments),
+        runner=arguments.runner,
+        runner_options=dict(arguments.runner_option),
     )
     return {"dataset": str(arguments.out), **{key: manifest[key] for key in SUMMARY_KEYS if key in manifest}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,14 @@ def stage(raw: RawData, scratch: Path, seed: int, max_rejected: float) -> Staged
     """
     check_catalogue(raw, max_rejected)
     item_ids = shuffled(raw.items["item"], seed, "item")
-    checked = scratch / "checked.parquet"
+    file = scratch / "checked.parquet"
     with whole_parquet(raw.interactions_path):
-        _sink(_checked(raw, item_ids), checked)
-    rows, rejected = _count(raw, checked, max_rejected)
-    usable = pl.scan_parquet(checked).filter(pl.col("reason").is_null())
+        _sink(checked(raw.interactions, codes(item_ids, "item"), raw.has_timestamps, raw.has_ratings), file)
+    rows, rejected = judge(raw, tally(pl.scan_parquet(file).with_columns(rows=pl.lit(1, pl.Int64))), max_rejected)
+    usable = pl.scan_parquet(file).filter(pl.col("reason").is_null())
     user_ids = shuffled(usable.select("user").unique().collect(engine="streaming")["user"], seed, "user")
     columns = ["user", "item", "time"] + ["rating"] * raw.has_ratings
-    compact = _with_codes(usable.select(columns), "user", user_ids)
+    compact = with_codes(usable.select(columns), "user", codes(user_ids, "user"))
     _sink(compact.with_columns(user=pl.col("user_code")).select(columns), scratch / "events.parquet")
     return Staged(
         path=scratch / "events.parquet",
@@ -97,23 +98,36 @@ def check_share(
         )
 
 
-def _hint(max_rejected: float) -> str:
-    return f"mend them, or allow more than {max_rejected:.1%} with --max-rejected"
+def check_duplicates(
+    raw: RawData, rows: int, rejected: Mapping[str, int], duplicates: int, max_rejected: float
+) -> dict[str, int]:
+    """`rejected` with the duplicates in it; stops where they make it too many."""
+    if not duplicates:
+        return dict(rejected)
+    total = {**rejected, "duplicate_interaction": duplicates}
+    check_share(raw, rows, sum(total.values()), max_rejected, "duplicate_interaction", None)
+    return total
 
 
-def _checked(raw: RawData, item_ids: pl.Series) -> pl.LazyFrame:
-    """Columns user, item (code), time, rating, line, reason, value (the unknown item's id, for the message)."""
+def checked(interactions: pl.LazyFrame, item_codes: pl.LazyFrame, timestamps: bool, ratings: bool) -> pl.LazyFrame:
+    """Columns user, item (code), time, rating, line, reason, value (the unknown item's id, for the message).
+
+    Args:
+        interactions: INTERACTION_SCHEMA.
+        item_codes: `codes` of the catalogue, or of all that may be in it of these interactions.
+        timestamps, ratings: whether the source has them.
+    """
     time, rules = pl.col("order"), []
-    if raw.has_timestamps:
+    if timestamps:
         time = pl.col("timestamp")
         rules.append(("bad_timestamp", ~time.is_between(0, LATEST).fill_null(False)))
-    if raw.has_ratings:
+    if ratings:
         rules.append(("bad_rating", ~pl.col("rating").is_finite().fill_null(False)))
     rules = [(f"missing_{name}", pl.col(name).is_null()) for name in ("user", "item")] + rules
     rules.append(("unknown_item", pl.col("item_code").is_null()))
     reason = pl.coalesce("reason", *(pl.when(rule).then(pl.lit(name)) for name, rule in rules))
     return (
-        _with_codes(raw.interactions, "item", item_ids)
+        with_codes(interactions, "item", item_codes)
         .with_columns(reason=reason)
         .select(
             "user",
@@ -127,28 +141,37 @@ def _checked(raw: RawData, item_ids: pl.Series) -> pl.LazyFrame:
     )
 
 
-def _with_codes(events: pl.LazyFrame, name: str, ids: pl.Series) -> pl.LazyFrame:
-    codes = pl.LazyFrame({name: ids, f"{name}_code": np.arange(len(ids), dtype=np.int32)})
+def codes(ids: pl.Series, name: str) -> pl.LazyFrame:
+    """Columns `name` and `name`_code: each id's place, int32."""
+    return pl.LazyFrame({name: ids, f"{name}_code": np.arange(len(ids), dtype=np.int32)})
+
+
+def with_codes(events: pl.LazyFrame, name: str, codes: pl.LazyFrame) -> pl.LazyFrame:
+    """The events, in no order that matters, with `name`_code; null where `codes` lacks the id."""
     return events.join(codes, on=name, how="left", maintain_order="none")
 
 
-def _sink(events: pl.LazyFrame, path: Path) -> None:
-    events.sink_parquet(path, compression="lz4", row_group_size=_ROW_GROUP, engine="streaming", maintain_order=False)
+def tally(rows: pl.LazyFrame) -> pl.DataFrame:
+    """reason -> rows, the first line and its value; `rows` are checked ones, each counting 1, or other tallies."""
+    first = [pl.col("line").min(), pl.col("value").sort_by("line", "value").first()]
+    return rows.group_by("reason").agg(pl.col("rows").sum(), *first).collect(engine="streaming")
 
 
-def _count(raw: RawData, checked: Path, max_rejected: float) -> tuple[int, dict[str, int]]:
-    counted = (
-        pl.scan_parquet(checked)
-        .group_by("reason")
-        .agg(pl.len(), pl.col("line").min(), pl.col("value").sort_by("line").first())
-        .collect(engine="streaming")
-        .sort("line")
-    )
-    bad = counted.filter(pl.col("reason").is_not_null())
-    rows, refused = int(counted["len"].sum()), int(bad["len"].sum())
+def judge(raw: RawData, counted: pl.DataFrame, max_rejected: float) -> tuple[int, dict[str, int]]:
+    """Rows of the log and reason -> rows refused, of a whole tally; stops where too many are refused, or all."""
+    bad = counted.filter(pl.col("reason").is_not_null()).sort("line", "reason")
+    rows, refused = int(counted["rows"].sum()), int(bad["rows"].sum())
     if rows == refused:
         max_rejected = min(max_rejected, 0.999)  # not one usable row is too few, whatever is allowed
     if len(bad):
         first = bad.row(0, named=True)
         check_share(raw, rows, refused, max_rejected, first["reason"], first["line"], first["value"] or "")
-    return rows, dict(sorted(bad.select("reason", "len").iter_rows()))
+    return rows, dict(sorted(bad.select("reason", "rows").iter_rows()))
+
+
+def _hint(max_rejected: float) -> str:
+    return f"mend them, or allow more than {max_rejected:.1%} with --max-rejected"
+
+
+def _sink(events: pl.LazyFrame, path: Path) -> None:
+    events.sink_parquet(path, compression="lz4", row_group_size=_ROW_GROUP, engine="streaming", maintain_order=False)

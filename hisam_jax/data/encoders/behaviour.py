@@ -31,6 +31,11 @@ class Interactions:
     user_E: np.ndarray
     item_E: np.ndarray
 
+    @classmethod
+    def none(cls) -> Interactions:
+        """For where nothing reads them."""
+        return cls(np.zeros(0, np.int32), np.zeros(0, np.int32))
+
 
 @dataclasses.dataclass(frozen=True)
 class PpmiSvd:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,8 @@ import polars as pl
 
 from hisam_jax.data.readers.base import RawData
 from hisam_jax.data.readers.catalogue import ItemRow, Pictures, build_catalogue, clean_id, item_row
-from hisam_jax.data.readers.columns import check_file, check_has_rows, open_binary, scan_lines, to_interactions
+from hisam_jax.data.readers.columns import check_file, open_binary
+from hisam_jax.data.readers.line_log import LineLog
 from hisam_jax.errors import UserError
 
 PICTURE_SIZES = ("large", "hi_res", "thumb")
@@ -77,16 +79,18 @@ def read_2023(raw: Path, images: Path | None = None, *, category: str | None = N
 def _read(raw: Path, images: Path | None, category: str | None, release: Release) -> RawData:
     reviews = check_file(_find_reviews(raw, category, release), "JSON lines of reviews")
     metadata = check_file(_metadata_of(reviews), "JSON lines of metadata")
-    rows = check_has_rows(_scan_reviews(reviews, release.fields), reviews)
+    log = LineLog(reviews, functools.partial(_reviews, fields=release.fields), unit=release.unit)
+    log.scan_rows()
     items, refused = build_catalogue(_item_rows(metadata, release, Pictures(images)), metadata)
     return RawData(
-        interactions=to_interactions(rows, unit=release.unit),
+        interactions=log.scan(),
         items=items,
         interactions_path=reviews,
         items_path=metadata,
         has_ratings=True,
         has_timestamps=True,
         refused_items=refused,
+        lines=log,
     )
 
 
@@ -114,10 +118,10 @@ def _metadata_of(reviews: Path) -> Path:
     return next((path for path in candidates if path.exists()), candidates[1])
 
 
-def _scan_reviews(path: Path, fields: dict[str, str]) -> pl.LazyFrame:
+def _reviews(lines: pl.LazyFrame, fields: dict[str, str]) -> pl.LazyFrame:
     """String columns of an event; a line that is no JSON object has none of them and is `broken`."""
     values = {name: pl.col("raw").str.json_path_match(f"$.{field}") for name, field in fields.items()}
-    rows = scan_lines(path).filter(pl.col("raw").str.strip_chars() != "").select("row", **values)
+    rows = lines.filter(pl.col("raw").str.strip_chars() != "").select("row", **values)
     return rows.with_columns(broken=pl.all_horizontal(pl.col(list(fields)).is_null()))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
+from hisam_jax.data.readers.line_log import LineLog
+
 INTERACTION_SCHEMA = {
     "user": pl.String,
     "item": pl.String,
@@ -55,6 +57,8 @@ class RawData:
         has_timestamps: whether `timestamp` is filled.
         refused_items: reason -> how many rows of the catalogue, and the line of the first.
         features: modality -> file of precomputed features, where the source brings them.
+        lines: how the log's lines become `interactions`, where it is one event a line.
+        sliceable: whether a slice of `interactions` is read without what lies before it (Parquet).
         truth: planted factors per item (column `item` first), for tests only.
     """
 
@@ -66,6 +70,8 @@ class RawData:
     has_timestamps: bool
     refused_items: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     features: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    lines: LineLog | None = None
+    sliceable: bool = False
     truth: pl.DataFrame | None = None
 
     @property

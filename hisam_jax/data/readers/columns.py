@@ -12,6 +12,7 @@ import gzip
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 
@@ -58,11 +59,15 @@ def find_file(raw: Path, names: Sequence[str], expected: str) -> Path:
     raise UserError(f"no {' or '.join(names)} here", path=raw, expected=expected)
 
 
-def scan_lines(path: Path) -> pl.LazyFrame:
-    """Columns `row` (UInt32, 0-based line) and `raw` (String), lazily; plain or gzipped, `\\n` or `\\r\\n`."""
+def scan_lines(source: Path | BinaryIO, first_row: int = 0) -> pl.LazyFrame:
+    """Columns `row` (UInt32, 0-based line) and `raw` (String), lazily; plain or gzipped, `\\n` or `\\r\\n`.
+
+    Args:
+        source: a file, or whole lines of one from line `first_row` on.
+    """
     # A separator that no text file holds makes the CSV scanner a line scanner that tolerates broken UTF-8.
     return pl.scan_csv(
-        path,
+        source,
         has_header=False,
         schema={"raw": pl.String},
         separator="\x1f",
@@ -72,6 +77,7 @@ def scan_lines(path: Path) -> pl.LazyFrame:
         missing_columns="insert",
         extra_columns="ignore",
         row_index_name="row",
+        row_index_offset=first_row,
         glob=False,
     ).with_columns(pl.col("row").cast(pl.UInt32))
 
@@ -128,19 +134,24 @@ def has_byte(path: Path, byte: bytes) -> bool:
         return any(byte in block for block in iter(lambda: stream.read(1 << 22), b""))
 
 
-def scan_events(
-    path: Path, separator: str, header: Sequence[str] | None, columns: Mapping[str, str | int], *, quoted: bool = False
+def split_events(
+    lines: pl.LazyFrame,
+    *,
+    separator: str,
+    header: Sequence[str] | None,
+    columns: Mapping[str, str | int],
+    quoted: bool = False,
 ) -> pl.LazyFrame:
     """String columns named by the keys of `columns`, `row` and `broken`; blank lines are left out.
 
     Args:
-        path: a delimited text file.
+        lines: of a delimited text file, as `scan_lines` gives them.
         separator: between fields; longer than a character only where nothing is quoted.
-        header: the names in its first line, or None for a file without one.
+        header: the names in the file's first line, or None for a file without one.
         columns: schema name -> column name, or 0-based place where there is no header.
         quoted: whether fields may be quoted.
     """
-    rows = scan_lines(path).filter(pl.col("raw").str.strip_chars() != "")
+    rows = lines.filter(pl.col("raw").str.strip_chars() != "")
     if header is None:
         return split_fields(rows, separator, 1 + max(columns.values()), dict(columns), quoted=quoted)
     chosen = {name: list(header).index(column) for name, column in columns.items()}

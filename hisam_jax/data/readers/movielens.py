@@ -6,19 +6,14 @@ Posters are not part of the releases; `images` is a folder of `<MovieID>.jpg` (o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hisam_jax.data.readers.base import RawData
 from hisam_jax.data.readers.catalogue import ItemRow, Pictures, build_catalogue, item_row, read_records, select_fields
-from hisam_jax.data.readers.columns import (
-    check_has_rows,
-    find_file,
-    need_columns,
-    read_header,
-    scan_events,
-    to_interactions,
-)
+from hisam_jax.data.readers.columns import find_file, need_columns, read_header, split_events
+from hisam_jax.data.readers.line_log import LineLog
 
 CSV_RATINGS = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
 CSV_MOVIES = ("movieId", "title", "genres")
@@ -37,18 +32,21 @@ def read(raw: Path, images: Path | None = None) -> RawData:
     if ratings.suffix == ".csv":
         header = read_header(ratings, ",")
         need_columns(ratings, header, list(CSV_RATINGS.values()))
-        rows, first_line = scan_events(ratings, ",", header, CSV_RATINGS), 1
+        form, first_line = {"separator": ",", "header": header, "columns": CSV_RATINGS}, 1
     else:
-        rows, first_line = scan_events(ratings, "::", None, DAT_RATINGS), 0
+        form, first_line = {"separator": "::", "header": None, "columns": DAT_RATINGS}, 0
+    log = LineLog(ratings, functools.partial(split_events, **form), first_line=first_line)
+    log.scan_rows()
     items, refused = read_movies(movies, Pictures(images))
     return RawData(
-        interactions=to_interactions(check_has_rows(rows, ratings), first_line=first_line),
+        interactions=log.scan(),
         items=items,
         interactions_path=ratings,
         items_path=movies,
         has_ratings=True,
         has_timestamps=True,
         refused_items=refused,
+        lines=log,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import glob
 import re
 from collections.abc import Iterator, Sequence
@@ -9,15 +11,8 @@ from pathlib import Path
 
 from hisam_jax.data.readers.base import RawData
 from hisam_jax.data.readers.catalogue import ItemRow, Pictures, build_catalogue, item_row, read_records, select_fields
-from hisam_jax.data.readers.columns import (
-    check_file,
-    check_has_rows,
-    need_columns,
-    read_header,
-    scan_events,
-    timestamp_unit,
-    to_interactions,
-)
+from hisam_jax.data.readers.columns import check_file, need_columns, read_header, split_events, timestamp_unit
+from hisam_jax.data.readers.line_log import LineLog
 from hisam_jax.errors import UserError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -60,19 +55,22 @@ def read(
     default = {"rating": "rating", "timestamp": "timestamp"}
     wanted = {key: column for key, column in wanted.items() if column in types or default.get(key) != column}
     need_columns(events, list(types), list(wanted.values()))
-    rows = check_has_rows(scan_events(events, "\t", list(types), wanted), events)
-    unit = timestamp_unit(rows) if "timestamp" in wanted else "s"
+    form = {"separator": "\t", "header": list(types), "columns": wanted}
+    log = LineLog(events, functools.partial(split_events, **form), first_line=1)
+    rows = log.scan_rows()
+    log = dataclasses.replace(log, unit=timestamp_unit(rows) if "timestamp" in wanted else "s")
     columns = _item_columns(catalogue, item, title, categories)
     rows_of_items = _item_rows(catalogue, columns, sequence_separator, Pictures(images))
     items, refused = build_catalogue(rows_of_items, catalogue)
     return RawData(
-        interactions=to_interactions(rows, unit=unit, first_line=1),
+        interactions=log.scan(),
         items=items,
         interactions_path=events,
         items_path=catalogue,
         has_ratings="rating" in wanted,
         has_timestamps="timestamp" in wanted,
         refused_items=refused,
+        lines=log,
     )
 
 

@@ -38,6 +38,7 @@ def read(raw: str | Path, images: str | Path | None = None, **options: Any) -> R
         items_path=folder / "items.parquet",
         has_ratings=True,
         has_timestamps=True,
+        sliceable=True,
         truth=pl.read_parquet(folder / "truth.parquet"),
     )
 

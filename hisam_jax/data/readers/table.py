@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,12 @@ from hisam_jax.data.readers.columns import (
     has_byte,
     need_columns,
     read_header,
-    scan_events,
+    split_events,
     timestamp_unit,
     to_interactions,
     whole_parquet,
 )
+from hisam_jax.data.readers.line_log import LineLog
 from hisam_jax.errors import UserError
 
 PARQUET = (".parquet", ".pq")
@@ -86,14 +89,11 @@ def read(
     wanted = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
     wanted = {name: column for name, column in wanted.items() if column}
     need_columns(events_path, names, list(wanted.values()))
-    if _is_parquet(events_path):
-        rows, first_line = _parquet_events(events_path, wanted), 0
-    else:
-        quoted = has_byte(events_path, b'"')
-        rows, first_line = scan_events(events_path, separator, names, wanted, quoted=quoted), 1
+    log = None if _is_parquet(events_path) else _line_log(events_path, separator, names, wanted)
     with whole_parquet(events_path):
-        rows = check_has_rows(rows, events_path)
+        rows = log.scan_rows() if log else check_has_rows(_parquet_events(events_path, wanted), events_path)
         unit = timestamp_unit(rows) if timestamp else "s"
+    log = log and dataclasses.replace(log, unit=unit)
     names = _names(items_path, separator)
     given = {"title": title, "text": text, "categories": categories, "image": image}
     chosen = {part: _usual(part, column, names) or "" for part, column in given.items()}
@@ -104,13 +104,15 @@ def read(
         _item_rows(records, item, parts, category_separator, Pictures(images), raw), items_path
     )
     return RawData(
-        interactions=to_interactions(rows, unit=unit, dates=True, first_line=first_line),
+        interactions=log.scan() if log else to_interactions(rows, unit=unit, dates=True),
         items=catalogue,
         interactions_path=events_path,
         items_path=items_path,
         has_ratings=bool(rating),
         has_timestamps=bool(timestamp),
         refused_items=refused,
+        lines=log,
+        sliceable=log is None,
     )
 
 
@@ -127,6 +129,11 @@ def _names(path: Path, separator: str) -> list[str]:
         expected = f"fields parted by {separator!r}, or --separator {other!r}"
         raise UserError(f"one column '{names[0]}'", path=path, line=1, field="separator", expected=expected)
     return names
+
+
+def _line_log(path: Path, separator: str, header: list[str], columns: dict[str, str]) -> LineLog:
+    form = {"separator": separator, "header": header, "columns": columns, "quoted": has_byte(path, b'"')}
+    return LineLog(path, functools.partial(split_events, **form), dates=True, first_line=1)
 
 
 def _separator(text: str) -> str:
