@@ -117,7 +117,7 @@ def test_split_is_unsplit_in_values_and_gradients(compared):
 
 def test_axes_that_do_not_fit_are_refused_by_name(compared):
     assert (
-        "UserError: field 'batch': mesh axis 'rows'; expected data or sequence or model"
+        "UserError: field 'batch': mesh axis 'rows'; expected data or fsdp or tensor or context"
         in compared["refused"]["unknown"]
     )
     assert "UserError: field 'window': window -1" in compared["refused"]["window"]

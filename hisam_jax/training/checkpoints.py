@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from hisam_jax.distributed import barrier, is_main
@@ -188,14 +189,21 @@ def load_params(workdir: str | os.PathLike, which: Literal["best", "last"] = "be
         with _quiet():
             tree = ocp.metadata(path, checkpointable_name="params").metadata
             abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-            return ocp.load(path, _placed(abstract), checkpointable_name="params")
+            params = ocp.load(path, _placed(abstract), checkpointable_name="params")
+            return params if jax.process_count() == 1 else jax.tree.map(lambda x: x.addressable_data(0), params)
     except Exception as error:
         raise UserError(f"unreadable checkpoint ({type(error).__name__}: {error})", path=path) from error
 
 
 def _placed(abstract: Any) -> Any:
-    """Says the default device where a leaf says no sharding; Orbax would read the saving machine's from its file."""
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Says the default device where a leaf says no sharding; Orbax would read the saving machine's from its file.
+
+    Of several processes every device gets all of it, as each process must read what it can address.
+    """
+    if jax.process_count() == 1:
+        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    else:
+        default = jax.NamedSharding(jax.sharding.Mesh(np.array(jax.devices()), ("all",)), jax.P())
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default)
