@@ -1,6 +1,7 @@
 """Trains a small HMAT on host devices under a mesh; run as a process of its own, which prints what it saw as JSON.
 
-`python mesh_fixtures.py STEPS MESH [MESH ...]` with MESH such as `data=2,fsdp=4`.
+`python mesh_fixtures.py [--losses] STEPS MESH [MESH ...]` with MESH such as `data=2,fsdp=4`; --losses
+leaves out the rest.
 """
 
 from __future__ import annotations
@@ -148,14 +149,17 @@ def dst_losses() -> dict:
 
 
 if __name__ == "__main__":
-    steps, found = int(sys.argv[1]), {}
-    for text in sys.argv[2:]:
+    only_losses = "--losses" in sys.argv
+    steps, *texts = [argument for argument in sys.argv[1:] if argument != "--losses"]
+    found = {}
+    for text in texts:
         config = parsed(text)
-        found[text] = Trainer(config, config.data * config.fsdp * config.tensor * config.context, steps).losses(steps)
-    calm = {"dropout": 0.0, "id_dropout": 0.0}
-    mixed = MeshConfig(data=1, fsdp=2, tensor=2, context=2)
-    parts = Trainer(mixed, 8, 4, accumulate=4, **calm)
-    report = {"losses": found, "in parts": parts.losses(4), "whole": Trainer(MeshConfig(), 1, 4, **calm).losses(4)}
-    print(
-        json.dumps({**report, **placements(parts.state), "gathered": gathered(), "sampled": sampled(), **dst_losses()})
-    )
+        devices = config.data * config.fsdp * config.tensor * config.context
+        found[text] = Trainer(config, devices, int(steps)).losses(int(steps))
+    report = {"losses": found}
+    if not only_losses:
+        calm = {"dropout": 0.0, "id_dropout": 0.0}
+        parts = Trainer(MeshConfig(data=1, fsdp=2, tensor=2, context=2), 8, 4, accumulate=4, **calm)
+        report |= {"in parts": parts.losses(4), "whole": Trainer(MeshConfig(), 1, 4, **calm).losses(4)}
+        report |= placements(parts.state) | {"gathered": gathered(), "sampled": sampled()} | dst_losses()
+    print(json.dumps(report))

@@ -10,17 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.common import table
+from hisam_jax.chips import CHIPS
 from hisam_jax.kernels.anchor_attention import count
 from hisam_jax.kernels.anchor_attention.core import Rule
 from hisam_jax.kernels.anchor_attention.tiles import Sizes
 
-# Dense bf16 FLOP/s and bytes/s of one chip, from the vendors' data sheets.
-PEAKS = {
-    "H100 SXM": (989e12, 3.35e12),
-    "TPU v5e": (197e12, 0.819e12),
-    "TPU v5p": (459e12, 2.765e12),
-    "TPU v6e": (918e12, 1.64e12),
-}
+PEAKS = {CHIPS[name].name: (CHIPS[name].flops, CHIPS[name].bandwidth) for name in ("h100", "v5e", "v5p", "v6e")}
 BATCH, HEADS, WIDTH = 4, 8, 128
 CELLS = ((256, 5), (256, 8), (1024, 5), (1024, 8), (4096, 5), (4096, 8))
 TARGETS = ("v5e", "v5p", "v6e")

@@ -1,8 +1,4 @@
-"""Named TPU slices and GPU boxes as devices to compile for, on a machine that has neither.
-
-Peak figures are the vendors': Cloud TPU's system architecture pages, NVIDIA's data sheets (dense, no sparsity). What a
-device sends per second is its own share of the links, one direction, summed over them.
-"""
+"""Named TPU slices and GPU boxes as devices to compile for, on a machine that has neither."""
 
 from __future__ import annotations
 
@@ -16,38 +12,9 @@ from typing import Any
 
 import jax
 
+from hisam_jax.chips import CHIPS, Chip
 from hisam_jax.errors import UserError
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak figures of one device.
-
-    Attributes:
-        name: of the device.
-        flops: bfloat16 products and sums a second.
-        memory: bytes of high-bandwidth memory.
-        bandwidth: of that memory, bytes a second.
-        link: bytes a second that the device sends to others.
-    """
-
-    name: str
-    flops: float
-    memory: int
-    bandwidth: float
-    link: float
-
-
-CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 32 * GIB, 1.2e12, 3 * 50e9),
-    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 2 * 50e9),
-    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 3 * 100e9),
-    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 2 * 112e9),
-    "h100": Chip("NVIDIA H100", 989e12, 80 * GIB, 3.35e12, 450e9),
-    "h200": Chip("NVIDIA H200", 989e12, 141 * GIB, 4.8e12, 450e9),
-}
 BOX, BETWEEN_BOXES = 8, 50e9  # GPUs that NVLink joins; bytes a second of a GPU's own 400 Gbit/s adapter beyond them
 
 _H100 = """gpu_device_info {

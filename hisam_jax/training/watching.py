@@ -10,26 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-PEAK_FLOPS = {  # bfloat16, dense; the same figures as `compilation.topology`, by what jax calls the device
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(kind: str) -> float | None:
-    """Peak of a device by its kind; None for one whose peak is not known here, such as a CPU."""
-    if kind in PEAK_FLOPS:
-        return PEAK_FLOPS[kind]
-    return next(
-        (flops for name, flops in PEAK_FLOPS.items() if name.startswith("NVIDIA") and kind.startswith(name)), None
-    )
+from hisam_jax.chips import chip_of
 
 
 def lengths_of(segment_BN: np.ndarray) -> np.ndarray:
@@ -59,7 +40,8 @@ class Watch:
 
     def __init__(self, cost: Cost | None):
         self.cost = cost
-        self._peak = peak_flops(jax.devices()[0].device_kind)
+        chip = chip_of(jax.devices()[0].device_kind)
+        self._peak = chip.flops if chip else None
         self._last: float | None = None
         self._clear()
 

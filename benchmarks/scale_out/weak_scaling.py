@@ -1,0 +1,34 @@
+"""The 100 M model with one row of 512 items a chip, from one chip to 256."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.common import table
+from benchmarks.scale_out.compiled import HEADINGS, NOTE, compiled, row
+
+CHIPS = {1: "v5e:1x1", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+WAYS = {"data": "--config.mesh.data=0", "fsdp": "--config.mesh.fsdp={}"}
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    """A report for each number of chips, whole copies and split state."""
+    cells = []
+    for chips, topology in list(CHIPS.items())[: 1 if quick else None]:
+        for way, flag in WAYS.items():
+            if chips == 1 and way == "fsdp":
+                continue
+            rows = (f"--config.data.rows={chips}", f"--config.data.streams={min(chips, 64)}", flag.format(chips))
+            cells.append({"chips": chips, "way": way, **compiled("hmat_100m", topology, rows)})
+    return {"cells": cells}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table, and what limits each."""
+    rows = [[str(cell["chips"]), cell["way"], *row(cell)] for cell in result["cells"]]
+    said = """
+One row a chip is little work for a whole copy's gradients: what is sent does not grow with the chips, and neither does
+the arithmetic of one, so the ratio of the two floors is the same from 8 chips to 256. More rows a chip move it towards
+arithmetic in proportion.
+"""
+    return NOTE + "\n" + table(["chips", "rows split by", *HEADINGS], rows) + said
