@@ -113,6 +113,20 @@ def test_loops_send_as_often_as_they_run(known):
     assert found.calls["all-reduce"] == 12 and found.largest["all-gather"] == 256
 
 
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        ("%s = (bf16[64,8]{1,0}, bf16[8,8]{1,0}) reduce-scatter-start(%x), replica_groups=[1,8]<=[8]", 7 * 8 * 8 * 2),
+        ("%s = (bf16[8,8]{1,0}, bf16[64,8]{1,0}) all-gather-start(%x), replica_groups=[1,8]<=[8]", 7 * 8 * 8 * 2),
+        ("%s = f32[16]{0} all-reduce-start(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}", 2 * 3 * 64 // 4),
+        ("%s = f32[16]{0} all-reduce(%x), replica_groups={}", 2 * 7 * 64 // 8),
+    ],
+)
+def test_a_ring_sends_its_share(line, sent):
+    text = f"HloModule m, num_partitions=8\n\nENTRY %main (x: f32[16]) -> f32[16] {{\n  {line}\n}}\n"
+    assert traffic(text).total == sent
+
+
 def test_a_loop_of_unknown_length_is_not_guessed():
     with pytest.raises(ValueError, match="trip count"):
         traffic(HLO.replace("%KNOWN", "").replace("constant(12)", "parameter(1)"))

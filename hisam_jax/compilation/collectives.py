@@ -136,7 +136,7 @@ def _bound(bodies: Mapping[str, list[str]], line: str) -> int | None:
 
 
 def _result_bytes(shapes: str, kind: str) -> int:
-    """Bytes of a result; an asynchronous start returns its operands beside it, the larger half counts."""
+    """Bytes of a result; an asynchronous start returns its operands, then its results."""
     sizes = []
     for dtype, dims in _SHAPE.findall(shapes):
         count = 1
@@ -144,7 +144,8 @@ def _result_bytes(shapes: str, kind: str) -> int:
             count *= int(size)
         sizes.append(count * _BYTES.get(dtype, 4))
     if kind.endswith("-start") and len(sizes) > 1 and kind != "all-reduce-start":
-        return max(sum(sizes[: len(sizes) // 2]), sum(sizes[len(sizes) // 2 :]))
+        half = sum(sizes[: len(sizes) // 2]), sum(sizes[len(sizes) // 2 :])
+        return min(half) if kind == "reduce-scatter-start" else max(half)
     return sum(sizes)
 
 

@@ -81,7 +81,7 @@ def train_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh
         state = jax.eval_shape(lambda *args: init_state(init_fn, optimizer, 0, *args), batch, frozen)
         state = jax.tree.map(lambda leaf: _on(mesh, leaf), state)
         step = make_train_step(loss_fn, optimizer, configs.training.accumulate, with_totals)
-        compiled = jax.jit(step, donate_argnums=0).trace(state, batch, frozen).lower().compile()
+        compiled = jax.jit(step, donate_argnums=0).trace(state, batch, frozen).lower().compile(options_for(mesh))
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "catalogue": frozen, "batch": batch}
     return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(state.params))
 
@@ -102,9 +102,17 @@ def serve_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh
         return scorer.retrieval(model, params, catalog, vectors_ID, batch)
 
     mapped = jax.shard_map(step, mesh=one, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
-    compiled = jax.jit(mapped).trace(params, frozen.catalog, vectors, batch).lower().compile()
+    compiled = jax.jit(mapped).trace(params, frozen.catalog, vectors, batch).lower().compile(options_for(one))
     kinds = {"parameters": params, "catalogue": frozen.catalog, "item_vectors": vectors, "batch": batch}
     return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(params))
+
+
+def options_for(mesh: jax.sharding.Mesh) -> dict[str, bool] | None:
+    """What XLA needs to be told where no GPU is at hand to try things on.
+
+    Its Triton products choose their tiles by running them, and without a device some find none; cuBLAS's need not.
+    """
+    return {"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform in ("gpu", "cuda") else None
 
 
 def held(tree: Any) -> int:
