@@ -7,6 +7,7 @@ leaves out the rest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -65,7 +66,9 @@ def problem(seed: int = 0):
 class Trainer:
     """A model, its optimizer and its data on a mesh, `devices` of it."""
 
-    def __init__(self, mesh: MeshConfig, devices: int, steps: int, accumulate: int = 1, **switches):
+    def __init__(
+        self, mesh: MeshConfig, devices: int, steps: int, accumulate: int = 1, split: bool = False, **switches
+    ):
         catalog, full_IL, self.batches = problem()
         model = HMAT(dataclasses.replace(MODEL, **switches), (SIZE + 1,) * LEVELS, 4, ITEMS)
         self.loss_fn, init_fn = make_objective(model, catalog, full_IL)
@@ -74,7 +77,12 @@ class Trainer:
         self.placement = Placement(built, (make_frozen(catalog, full_IL),))
         self.step = jax.jit(make_train_step(self.loss_fn, tx, accumulate, with_totals))
         self.batch = self.placement.batch(next(self.batches))
-        self.state = self.placement.call(jax.jit(lambda *args: init_state(init_fn, tx, 0, *args)), self.batch)
+        begin = functools.partial(init_state, init_fn, tx, 0)
+        shapes = self.placement.shapes(begin, self.batch)
+        if split or built is None:  # as a run begins; compiling it takes as long as compiling the step
+            self.state = self.placement.call(jax.jit(begin), self.batch)
+        else:
+            self.state = jax.tree.map(lambda shape, leaf: jax.device_put(leaf, shape.sharding), shapes, first_state())
 
     def losses(self, steps: int) -> list[float]:
         """The loss of each step."""
@@ -93,6 +101,12 @@ class Trainer:
         """Of the first batch's loss, flat."""
         grads = jax.grad(lambda params: self.loss_fn(params, self.batch, jax.random.key(0))[0])(self.state.params)
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
+
+
+@functools.cache
+def first_state():
+    """Step 0 on one device."""
+    return Trainer(MeshConfig(), 1, 2).state
 
 
 def placements(state) -> dict:
@@ -159,7 +173,7 @@ if __name__ == "__main__":
     report = {"losses": found}
     if not only_losses:
         calm = {"dropout": 0.0, "id_dropout": 0.0}
-        parts = Trainer(MeshConfig(data=1, fsdp=2, tensor=2, context=2), 8, 4, accumulate=4, **calm)
+        parts = Trainer(MeshConfig(data=1, fsdp=2, tensor=2, context=2), 8, 4, accumulate=4, split=True, **calm)
         report |= {"in parts": parts.losses(4), "whole": Trainer(MeshConfig(), 1, 4, **calm).losses(4)}
         report |= placements(parts.state) | {"gathered": gathered(), "sampled": sampled()} | dst_losses()
     print(json.dumps(report))

@@ -45,7 +45,8 @@ def learn(tmp_path: Path) -> None:
     )
     fast = {"dst.steps": "150", "dst.shared": "(64, 64)", "dst.specific.text": "(64,)", "dst.specific.image": "(64,)"}
     tokenize(tmp_path / "dataset", load_config("configs/tokenizer/dst.py", fast), tmp_path / "ids")
-    short = {"training.steps": "150", "training.evaluate_every": "150", "evaluation.validation_users": "200"}
+    short = {"training.steps": "150", "training.evaluate_every": "150"}
+    short |= {"evaluation.validation_users": "100", "evaluation.resamples": "200"}
     train(tmp_path / "dataset", tmp_path / "ids", load_config("configs/shop.py", short), tmp_path / "run")
     result = evaluate(tmp_path / "run")
 

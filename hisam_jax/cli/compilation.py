@@ -19,10 +19,10 @@ def _compile_flags(parser: argparse.ArgumentParser) -> None:
         "or H100s such as h100:8 or h100:64",
     )
     parser.add_argument(
-        "--mesh", metavar="AXES", help="such as data=32,fsdp=4,tensor=2,context=1; default: the config's for NAME"
+        "--mesh", metavar="AXES", help="such as data=32,fsdp=4,tensor=2,context=1 (default: the config's for NAME)"
     )
     parser.add_argument(
-        "--serving-rows", metavar="N", type=int, default=8, help="histories a serving device scores at once (default 8)"
+        "--serving-rows", metavar="N", type=int, default=8, help="histories that a serving device scores at once"
     )
 
 

@@ -247,7 +247,8 @@ class _Run:
             self._write_line(self.step)
         self.step += 1
         self.watch.dispatched(batch)
-        self.pending = metrics, self.placement.share * int(np.count_nonzero(batch["segment"]))
+        held = int(np.count_nonzero(batch["segment"]))
+        self.pending = {**metrics, "padding": 1 - held / np.size(batch["segment"])}, self.placement.share * held
 
     def _fetch(self) -> None:
         """Brings the pending metrics home and stops on what is not finite."""

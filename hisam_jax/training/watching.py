@@ -35,6 +35,9 @@ class Cost:
     flops: Callable[[Sequence[int]], int]
 
 
+TIMES = ("step_seconds_p50", "step_seconds_p95", "input_wait", "tokens_per_second", "mfu", "memory_bytes")
+
+
 class Watch:
     """Collects between two lines of the log."""
 
@@ -47,7 +50,7 @@ class Watch:
 
     def _clear(self) -> None:
         self._steps: list[float] = []
-        self._waited, self._flops, self._items, self._slots = 0.0, 0, 0, 0
+        self._waited, self._flops, self._items = 0.0, 0, 0
 
     def waited(self, seconds: float) -> None:
         """The next batch was not ready for so long."""
@@ -57,7 +60,6 @@ class Watch:
         """A step over this process's rows is on its way."""
         segment_BN = np.asarray(batch["segment"])
         self._items += int((segment_BN > 0).sum())
-        self._slots += segment_BN.size
         if self.cost is not None and self._peak:
             self._flops += self.cost.flops(lengths_of(segment_BN))
 
@@ -66,6 +68,8 @@ class Watch:
         now = time.monotonic()
         if self._last is not None:
             self._steps.append(now - self._last)
+        else:
+            self._clear()  # what came before was for a step whose time is not counted
         self._last = now
 
     def paused(self) -> None:
@@ -80,7 +84,6 @@ class Watch:
         seconds = float(np.sum(self._steps))
         p50, p95 = np.percentile(self._steps, [50, 95])
         found = {"step_seconds_p50": float(p50), "step_seconds_p95": float(p95), "input_wait": self._waited / seconds}
-        found["padding"] = 1 - self._items / max(self._slots, 1)
         if self.cost is not None:
             found["tokens_per_second"] = self._items * self.cost.tokens_per_item * jax.process_count() / seconds
             if self._peak:
