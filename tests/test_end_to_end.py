@@ -34,7 +34,7 @@ def test_the_shop_is_learnt_from_raw_logs_to_recommendations(tmp_path):
 
 def learn(tmp_path: Path) -> None:
     """The whole path under `tmp_path`, and what must come of it."""
-    sizes = {"users": 700, "items": 400, "events_per_user": 20.0}
+    sizes = {"users": 500, "items": 300, "events_per_user": 20.0}
     prepare(
         "shop",
         tmp_path / "raw",
@@ -43,10 +43,10 @@ def learn(tmp_path: Path) -> None:
         reader_options=sizes,
         cache_dir=tmp_path / "cache",
     )
-    fast = {"dst.steps": "150", "dst.shared": "(64, 64)", "dst.specific.text": "(64,)", "dst.specific.image": "(64,)"}
+    fast = {"dst.steps": "120", "dst.shared": "(64, 64)", "dst.specific.text": "(64,)", "dst.specific.image": "(64,)"}
     tokenize(tmp_path / "dataset", load_config("configs/tokenizer/dst.py", fast), tmp_path / "ids")
-    short = {"training.steps": "150", "training.evaluate_every": "150"}
-    short |= {"evaluation.validation_users": "100", "evaluation.resamples": "200"}
+    short = {"training.steps": "120", "training.evaluate_every": "120"}
+    short |= {"evaluation.validation_users": "100", "evaluation.resamples": "200", "evaluation.beams": "10"}
     train(tmp_path / "dataset", tmp_path / "ids", load_config("configs/shop.py", short), tmp_path / "run")
     result = evaluate(tmp_path / "run")
 
