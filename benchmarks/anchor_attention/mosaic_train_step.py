@@ -33,7 +33,8 @@ MODEL = HMATConfig(
 
 def on(mesh, part):
     """A shape that says its devices too."""
-    return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=jax.NamedSharding(mesh, part.sharding.spec))
+    spec = getattr(part.sharding, "spec", jax.P())
+    return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=jax.NamedSharding(mesh, spec))
 
 
 def compiled():
