@@ -93,7 +93,9 @@ class Dropout(nn.Module):
         if self.deterministic or not self.rate:
             return x
         keep = 1.0 - self.rate
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        explicit = jax.sharding.get_abstract_mesh().explicit_axes
+        split = {"out_sharding": jax.typeof(x).sharding} if explicit else {}  # else each device draws it whole
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape, **split)
         return where(mask, x / keep, 0.0)
 
 
