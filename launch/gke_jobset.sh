@@ -22,21 +22,12 @@ HISAM_JOIN_TIMEOUT=${HISAM_JOIN_TIMEOUT:-900}           # seconds in which all m
 HISAM_HEARTBEAT_TIMEOUT=${HISAM_HEARTBEAT_TIMEOUT:-100} # seconds of silence after which a process counts as dead
 # ----
 
-usage="launch/gke_jobset.sh [--dry-run] -- VERB ..."
-refuse() {
-  echo "hisam: error: $1 (usage: $usage)" >&2
-  exit 2
-}
-dry=""
-[ "${1:-}" != --dry-run ] || { dry=yes; shift; }
-{ [ "${1:-}" = -- ] && [ $# -gt 1 ]; } || refuse "no command for hisam; expected -- and a verb"
-shift
+# shellcheck source=launch/common.bash
+. "$(dirname "$0")/common.bash"
+take_verb "$@"
 [ -n "$IMAGE" ] || refuse "field 'IMAGE': not set; expected an image with hisam_jax[tpu] that the cluster can pull"
 [[ $TOPOLOGY =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || refuse "field 'TOPOLOGY': value '$TOPOLOGY'; expected such as 4x4"
-whole="HOSTS_PER_SLICE CHIPS_PER_HOST SLICES GRACE MAX_RESTARTS HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT"
-for name in $whole; do
-  [[ ${!name} =~ ^[0-9]{1,6}$ ]] || refuse "field '$name': value '${!name}'; expected a whole number"
-done
+whole_numbers HOSTS_PER_SLICE CHIPS_PER_HOST SLICES GRACE MAX_RESTARTS HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT
 chips=$((${TOPOLOGY//x/*}))
 [ "$chips" = $((HOSTS_PER_SLICE * CHIPS_PER_HOST)) ] ||
   refuse "TOPOLOGY $TOPOLOGY has $chips chips; expected HOSTS_PER_SLICE x CHIPS_PER_HOST = $HOSTS_PER_SLICE x $CHIPS_PER_HOST"
@@ -50,7 +41,7 @@ quoted() { # a JSON string, which YAML reads as it is
 }
 command=""
 opening="\$("
-for word in "${program[@]}" "$@"; do
+for word in "${program[@]}" "${verb[@]}"; do
   command+="${command:+, }$(quoted "${word//"$opening"/\$$opening}")" # Kubernetes would fill in $(NAME); $$( is a plain $(
 done
 mounts="" volumes=""

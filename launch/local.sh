@@ -14,11 +14,9 @@ HISAM_JOIN_TIMEOUT=${HISAM_JOIN_TIMEOUT:-300}           # seconds in which all m
 HISAM_HEARTBEAT_TIMEOUT=${HISAM_HEARTBEAT_TIMEOUT:-100} # seconds of silence after which a process counts as dead
 # ----
 
-usage="launch/local.sh [--dry-run] N -- VERB ..."
-refuse() {
-  echo "hisam: error: $1 (usage: $usage)" >&2
-  exit 2
-}
+arguments=N
+# shellcheck source=launch/common.bash
+. "$(dirname "$0")/common.bash"
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || refuse "bash $BASH_VERSION is too old; expected 5.1 or newer"
 dry="" n=""
 while [ $# -gt 0 ] && [ "$1" != -- ]; do

@@ -22,20 +22,12 @@ HISAM_JOIN_TIMEOUT=${HISAM_JOIN_TIMEOUT:-600}           # seconds in which all m
 HISAM_HEARTBEAT_TIMEOUT=${HISAM_HEARTBEAT_TIMEOUT:-100} # seconds of silence after which a process counts as dead
 # ----
 
-usage="launch/slurm.sh [--dry-run] -- VERB ..."
-refuse() {
-  echo "hisam: error: $1 (usage: $usage)" >&2
-  exit 2
-}
-dry=""
-[ "${1:-}" != --dry-run ] || { dry=yes; shift; }
-{ [ "${1:-}" = -- ] && [ $# -gt 1 ]; } || refuse "no command for hisam; expected -- and a verb"
-shift
-for name in NODES GPUS_PER_NODE CPUS_PER_GPU GRACE MAX_RESTARTS HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT; do
-  [[ ${!name} =~ ^[0-9]{1,6}$ ]] || refuse "field '$name': value '${!name}'; expected a whole number"
-done
+# shellcheck source=launch/common.bash
+. "$(dirname "$0")/common.bash"
+take_verb "$@"
+whole_numbers NODES GPUS_PER_NODE CPUS_PER_GPU GRACE MAX_RESTARTS HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT
 read -ra program <<<"$HISAM"
-command=$(printf '%q ' "${program[@]}" "$@")
+command=$(printf '%q ' "${program[@]}" "${verb[@]}")
 
 options=(
   "--job-name=$JOB_NAME" "--nodes=$NODES" "--ntasks-per-node=$GPUS_PER_NODE" "--gpus-per-node=$GPUS_PER_NODE"

@@ -25,18 +25,10 @@ HISAM_HEARTBEAT_TIMEOUT=${HISAM_HEARTBEAT_TIMEOUT:-100} # seconds of silence aft
 SETUP=${SETUP:-"sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv && \
 python3.11 -m venv ../hisam-venv && ../hisam-venv/bin/pip install -q '.[tpu]'"} # the images' own Python is too old
 
-usage="launch/tpu_queued.sh [--dry-run] -- VERB ..."
-refuse() {
-  echo "hisam: error: $1 (usage: $usage)" >&2
-  exit 2
-}
-dry=""
-[ "${1:-}" != --dry-run ] || { dry=yes; shift; }
-{ [ "${1:-}" = -- ] && [ $# -gt 1 ]; } || refuse "no command for hisam; expected -- and a verb"
-shift
-for name in MAX_RESTARTS POLL HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT; do
-  [[ ${!name} =~ ^[0-9]{1,6}$ ]] || refuse "field '$name': value '${!name}'; expected a whole number"
-done
+# shellcheck source=launch/common.bash
+. "$(dirname "$0")/common.bash"
+take_verb "$@"
+whole_numbers MAX_RESTARTS POLL HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT
 read -ra program <<<"$HISAM"
 
 where=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
@@ -54,7 +46,7 @@ delete=("${queue[@]}" delete "$NAME" "${where[@]}" --force --quiet)
 unpack="rm -rf hisam_jax && mkdir hisam_jax && tar -xzf hisam_jax.tar.gz -C hisam_jax && cd hisam_jax && { $SETUP; }"
 settings="HISAM_DISTRIBUTED=auto HISAM_JOIN_TIMEOUT=$HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT=$HISAM_HEARTBEAT_TIMEOUT"
 # gcloud does not tell the hosts' exit codes apart, so each prints its own; its name stands before every line.
-start="cd hisam_jax && { env $settings PYTHONUNBUFFERED=1 $(printf '%q ' "${program[@]}" "$@")& \
+start="cd hisam_jax && { env $settings PYTHONUNBUFFERED=1 $(printf '%q ' "${program[@]}" "${verb[@]}")& \
 echo \$! >../hisam.pid; wait \$!; echo \"exit code \$?\"; } 2>&1 | sed -u \"s/^/[\$(hostname)] /\""
 stop="kill -TERM \$(cat hisam.pid)"
 

@@ -16,6 +16,7 @@ import pytest
 from launch_fixtures import ROOT, environment, write_program
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+COMMON = ROOT / "launch" / "common.bash"
 LOCAL, SLURM, GKE, TPU = (ROOT / "launch" / f"{name}.sh" for name in ("local", "slurm", "gke_jobset", "tpu_queued"))
 VERB = ["--", "train", "--workdir", 'a "run" of $(mine)']
 NEEDED = {GKE: {"IMAGE": "registry/hisam:1"}}  # settings without a default
@@ -54,7 +55,7 @@ def test_all_four_are_here_and_can_be_run():
     assert all(os.access(script, os.X_OK) for script in SCRIPTS)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, COMMON, ROOT / ".ci" / "run"], ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script, tmp_path):
     found = shutil.which("shellcheck", path=with_path(tmp_path))
     if found is None:
@@ -63,7 +64,8 @@ def test_shellcheck_finds_nothing(script, tmp_path):
     if script == SLURM:
         (tmp_path / "job.sh").write_text(job_of(plan(script)))
         scripts.append(tmp_path / "job.sh")
-    done = subprocess.run([found, "--exclude=SC2329", *scripts], capture_output=True, text=True)  # a task is exported
+    options = ["--exclude=SC2329", "--external-sources", f"--source-path={ROOT}"]  # a task is exported
+    done = subprocess.run([found, *options, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
