@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import importlib
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import processor, today, versions
+from benchmarks.common import RESULTS, processor, today, versions
 from hisam_jax.files import atomic_write
 
 
@@ -66,6 +67,22 @@ class Page:
             body = self._module(name).markdown(entry["result"]).rstrip("\n") + "\n"
             sections += [f"## {self.questions[name]}\n", body, _source(entry)]
         atomic_write(folder / f"{self.name}.md", "\n".join(sections))
+
+    def main(self, description: str) -> None:
+        """The command line of a page whose parts need no more than a scratch folder: runs what was asked for.
+
+        The results are rewritten after each part.
+        """
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parts, work = list(self.questions), Path("runs") / self.name
+        parser.add_argument("--only", nargs="*", choices=parts, default=parts, help="which parts")
+        parser.add_argument("--work", type=Path, default=work, help="scratch folder")
+        parser.add_argument("--quick", action="store_true", help="tiny settings, results under --work: does it run?")
+        arguments = parser.parse_args()
+        results = arguments.work / "quick" if arguments.quick else RESULTS
+        for name in [part for part in parts if part in arguments.only]:
+            options = {"work": arguments.work / name, "quick": arguments.quick, "results": results}
+            self.write(results, name, self.record(name, options))
 
     def _module(self, part: str) -> Any:
         return importlib.import_module(f"benchmarks.{self.name}.{part}")

@@ -7,10 +7,6 @@ Rewrites benchmarks/results/scale_out.md and scale_out.json. Parts that are not 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from benchmarks.common import RESULTS
 from benchmarks.parts import Page
 
 QUESTIONS = {
@@ -24,19 +20,5 @@ QUESTIONS = {
 PAGE = Page("scale_out", "Scale-out", QUESTIONS, ("jaxlib", "numpy", "grain"))
 
 
-def main() -> None:
-    """Runs what was asked for and rewrites the results after each part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = list(QUESTIONS)
-    parser.add_argument("--only", nargs="*", choices=parts, default=parts, help="which parts")
-    parser.add_argument("--work", type=Path, default=Path("runs/scale_out"), help="scratch folder")
-    parser.add_argument("--quick", action="store_true", help="tiny settings, results under --work: does it run?")
-    arguments = parser.parse_args()
-    results = arguments.work / "quick" if arguments.quick else RESULTS
-    for name in [part for part in parts if part in arguments.only]:
-        options = {"work": arguments.work / name, "quick": arguments.quick, "results": results}
-        PAGE.write(results, name, PAGE.record(name, options))
-
-
 if __name__ == "__main__":
-    main()
+    PAGE.main(__doc__)
