@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -16,29 +10,17 @@ from hypothesis import strategies as st
 
 from hisam_jax.errors import UserError
 from hisam_jax.sharding import AXES, SPECS, MeshConfig, fit, names, padded_rows, shard
+from tests.device_fixtures import run_on_devices
 
-HERE = Path(__file__).resolve().parent
 SINGLE = ("data=2", "fsdp=2", "tensor=2", "context=2")
 MIXED = ("data=2,fsdp=2,tensor=2", "fsdp=2,tensor=2,context=2", "data=2,context=4")  # every pair of axes is in one
 MESHES = (*SINGLE, *MIXED)
 TOLERANCE = 2e-5  # of a loss near 12, in float32: sums over devices add in another order
 
 
-def run_on_devices(script: str, *arguments: str, devices: int = 8) -> dict:
-    """The JSON that a script of this folder prints in a process with host devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), *arguments], env=env, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def trained() -> dict:
-    return run_on_devices("mesh_fixtures.py", "20", "", *MESHES)
+    return run_on_devices("mesh_fixtures.py", "20", "", *MESHES, timeout=500)
 
 
 @pytest.mark.slow

@@ -6,12 +6,10 @@ The mesh needs several devices, so the comparisons run in a process of their own
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+
+from tests.device_fixtures import run_on_devices
 
 pytestmark = pytest.mark.slow
 
@@ -99,13 +97,7 @@ def _compare() -> dict:
 
 @pytest.fixture(scope="module")
 def compared():
-    root = Path(__file__).parent
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    paths = os.pathsep.join([str(root), str(root.parent), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_on_devices("test_sharding_anchor_attention.py")
 
 
 @pytest.mark.slow

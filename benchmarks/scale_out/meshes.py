@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.common import table
+from hisam_jax.sharding import AXES
+from tests.device_fixtures import run_on_devices
 
-AXES, STEPS = ("data", "fsdp", "tensor", "context"), 20
-ROOT = Path(__file__).resolve().parents[2]
+STEPS = 20
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
@@ -22,12 +18,8 @@ def run(quick: bool = False) -> dict[str, Any]:
     sizes = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if s[0] * s[1] * s[2] * s[3] == 8 and s[2] < 8]
     names = [",".join(f"{axis}={n}" for axis, n in zip(AXES, size, strict=True) if n > 1) for size in sizes]
     names = names[:2] if quick else names
-    flags = f"{QUICKLY} --xla_force_host_platform_device_count=8"
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths}
-    script = [sys.executable, str(ROOT / "tests" / "mesh_fixtures.py"), "--losses", str(2 if quick else STEPS)]
-    done = subprocess.run([*script, "", *names], env=env, capture_output=True, text=True, check=True)
-    losses = json.loads(done.stdout)["losses"]
+    arguments = ("--losses", str(2 if quick else STEPS), "", *names)
+    losses = run_on_devices("mesh_fixtures.py", *arguments, flags=QUICKLY)["losses"]
     alone = losses.pop("")
     gaps = {name: max(abs(a - b) / abs(b) for a, b in zip(found, alone, strict=True)) for name, found in losses.items()}
     return {"steps": len(alone), "first": alone[0], "last": alone[-1], "gaps": gaps}
