@@ -12,7 +12,7 @@ import ml_collections
 from hisam_jax.data.pipeline import PipelineConfig
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.training.assembly import EvaluationConfig, run_config
-from hisam_jax.training.loop import TrainingConfig
+from hisam_jax.training.config import TrainingConfig
 from hisam_jax.training.optimizer import OptimizerConfig
 
 

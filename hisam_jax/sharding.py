@@ -76,10 +76,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
 class Specs:
     """The placement of every kind of array. Axes that a mesh lacks, or that do not divide an array, split nothing.
 
+    What is computed from placed arrays alone, such as heads and hidden units, is placed by their types.
+
     Attributes:
         batch: `[B, N, ...]` inputs, states and targets.
-        heads: `[B, N, T, H, K]` queries, keys and values.
-        hidden: `[B, N, T, F]` hidden units of the MLP.
         logits: `[B, N, I]` over the items of the catalogue.
         rows: `[I, ...]` tables of items, at rest; also their gradients and moments.
         scored: `[I, D]` item vectors while they are scored.
@@ -90,8 +90,6 @@ class Specs:
     """
 
     batch: jax.P = jax.P(BATCH, "context")
-    heads: jax.P = jax.P(BATCH, "context", None, "tensor")
-    hidden: jax.P = jax.P(BATCH, "context", None, "tensor")
     logits: jax.P = jax.P(BATCH, "context", "tensor")
     rows: jax.P = jax.P(ROWS)
     scored: jax.P = jax.P("tensor")
@@ -160,6 +158,16 @@ def look_up(table_RX: jax.Array, index_x: jax.Array, spec: jax.P) -> jax.Array:
         return shard(jnp.take(table_RX, index_x, axis=0), spec)
     shape = (*index_x.shape, *table_RX.shape[1:])
     return table_RX.at[index_x].get(out_sharding=fit(spec, shape, mesh))
+
+
+def on_devices(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A tree that `jax.eval_shape` returned under `mesh`, with the devices that its placements only name axes of."""
+
+    def on(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = jax.NamedSharding(mesh, getattr(leaf.sharding, "spec", jax.P()))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(on, shapes)
 
 
 def padded_rows(rows: int) -> int:

@@ -18,8 +18,8 @@ import pytest
 from attention_fixtures import check, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental import topologies
 
+from hisam_jax.compilation import target
 from hisam_jax.kernels.anchor_attention import gpu, gpu_plan, reference
 from hisam_jax.kernels.anchor_attention.core import Inputs, Rule, attend
 from hisam_jax.kernels.anchor_attention.tiles import Tiles
@@ -199,17 +199,6 @@ def test_other_gpus_than_hopper_are_refused(major, monkeypatch):
         gpu.forward(make(case), case.rule, gpu.tiles(case.sizes))
 
 
-H100 = """
-gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84978434048
-  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 COMPILED = [  # all of the rule in some of them; heads 4, key/value heads 2
     Case(5, 1024, 1024, heads=4, kv_heads=2, width=128),
     Case(8, 1024, 1024, heads=4, kv_heads=2, width=128),
@@ -223,10 +212,7 @@ COMPILED = [  # all of the rule in some of them; heads 4, key/value heads 2
 
 def compile_for_h100(case) -> None:
     """The gradient of one attention, through XLA, Mosaic GPU and ptxas."""
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="1x1x1", topology="1x1x1", target_config=H100
-    )
-    mesh = jax.sharding.Mesh(np.array(topology.devices), ("x",))
+    mesh = jax.sharding.Mesh(np.array(target("h100:1").devices), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.P())
     tiles = gpu.tiles(case.sizes)
     x = jax.eval_shape(lambda: make(case))

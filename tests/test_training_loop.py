@@ -18,7 +18,8 @@ from training_fixtures import CONFIG, compile_once, init_fn, loss_fn, pipeline_o
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.training import checkpoints, watching
-from hisam_jax.training.loop import TrainingConfig, train
+from hisam_jax.training.config import TrainingConfig
+from hisam_jax.training.loop import train
 from hisam_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hisam_jax.chips import CHIPS, chip_of
 from hisam_jax.errors import UserError
 from hisam_jax.training import watching
-from hisam_jax.training.loop import TrainingConfig
+from hisam_jax.training.config import TrainingConfig
 from hisam_jax.training.optimizer import OptimizerConfig, make_optimizer
 from hisam_jax.training.profile import Profile
 from hisam_jax.training.watching import Cost, Watch, lengths_of

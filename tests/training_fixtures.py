@@ -21,7 +21,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import Pipeline, PipelineConfig, make_pipeline
-from hisam_jax.training.loop import TrainingConfig, train
+from hisam_jax.training.config import TrainingConfig
+from hisam_jax.training.loop import train
 from hisam_jax.training.optimizer import OptimizerConfig
 
 ITEMS, GROUPS, WIDTH = 40, 4, 16  # of `fixtures.tiny_dataset`

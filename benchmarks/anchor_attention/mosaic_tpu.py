@@ -13,8 +13,8 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LI
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 
+from hisam_jax.compilation import topology
 from hisam_jax.kernels.anchor_attention import tpu
 from hisam_jax.kernels.anchor_attention.core import Inputs, Rule, attend
 from hisam_jax.kernels.anchor_attention.tiles import Sizes, Tiles
@@ -24,8 +24,7 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 def compiled(target, batch, items, tokens, heads, kv_heads, width, anchors, dtype, rule, tiles):
     """The program of a value and all gradients on one device of `target`."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target]).devices
-    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
+    mesh = jax.sharding.Mesh(np.array(topology.target(TOPOLOGIES[target]).devices[:1]), ("x",))
     here = jax.sharding.NamedSharding(mesh, jax.P())
 
     def array(kind, *shape):

@@ -11,18 +11,13 @@ import re
 
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-
-from hisam_jax.models.catalog import make_catalog
+from hisam_jax.compilation import steps, target
+from hisam_jax.data.pipeline import PipelineConfig
 from hisam_jax.models.config import HMATConfig
-from hisam_jax.models.heads import make_objective
-from hisam_jax.models.hmat import HMAT
-from hisam_jax.sharding import SPECS, MeshConfig, make_mesh
-from hisam_jax.training.optimizer import OptimizerConfig, make_optimizer
-from hisam_jax.training.state import init_state, make_train_step
+from hisam_jax.scaling.flops import Vocabulary
+from hisam_jax.sharding import MeshConfig, make_mesh
+from hisam_jax.training.assembly import Configs, EvaluationConfig
+from hisam_jax.training.config import TrainingConfig
 
 ROWS, ITEMS, CODES, CATALOG = 64, 4096, 4, 500
 MODEL = HMATConfig(
@@ -31,30 +26,12 @@ MODEL = HMATConfig(
 )  # fmt: skip
 
 
-def on(mesh, part):
-    """A shape that says its devices too."""
-    spec = getattr(part.sharding, "spec", jax.P())
-    return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=jax.NamedSharding(mesh, spec))
-
-
 def compiled():
     """One optimizer step on a 64 x 4 mesh of v5e chips: rows over `data`, heads over `tensor`."""
-    codes_IL = np.random.default_rng(0).integers(0, 256, (CATALOG, CODES)).astype(np.int32)
-    catalog = make_catalog(codes_IL, {}, {}, np.ones(CATALOG, bool))
-    loss_fn, init_fn = make_objective(HMAT(MODEL, (257,) * CODES, 0, CATALOG), catalog, codes_IL)
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:16x16").devices
-    mesh = make_mesh(MeshConfig(tensor=4), devices)
-    rows = jax.NamedSharding(mesh, SPECS.batch)
-    kinds = {"item": jnp.int32, "segment": jnp.int32, "action": jnp.int32, "gap": jnp.float32, "positive": jnp.float32}
-    kinds |= {"rank_weight": jnp.float32, "next_weight": jnp.float32}
-    batch = {name: jax.ShapeDtypeStruct((ROWS, ITEMS), kind, sharding=rows) for name, kind in kinds.items()}
-    batch["codes"] = jax.ShapeDtypeStruct((ROWS, ITEMS, CODES), jnp.int32, sharding=rows)
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda b: init_state(init_fn, optimizer, 0, b), batch)
-        state = jax.tree.map(lambda part: on(mesh, part), state)
-        step = jax.jit(make_train_step(loss_fn, optimizer), donate_argnums=0)
-        return step.trace(state, batch).lower().compile()
+    data = PipelineConfig(rows=ROWS, items_per_row=ITEMS, window=ITEMS)
+    configs = Configs(0, MODEL, data, TrainingConfig(), EvaluationConfig(), MeshConfig(tensor=4))
+    mesh = make_mesh(configs.mesh, target("v5e:16x16").devices)
+    return steps.train_step(configs, Vocabulary(CATALOG, (256,) * CODES), mesh).compiled
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from hisam_jax.models.heads import make_objective
 from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.training import loop
 from hisam_jax.training.assembly import Assembly, EvaluationConfig, assemble, run_config
-from hisam_jax.training.loop import TrainingConfig
+from hisam_jax.training.config import TrainingConfig
 from hisam_jax.training.optimizer import OptimizerConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "tokenizer"

@@ -35,12 +35,10 @@ def compile_report(
     """
     where = target(topology)
     configs, vocabulary = configs_for(config, topology, mesh)
-    sizes = _sizes(configs, where)
-    program = steps.train_step(configs, vocabulary, make_mesh(configs.mesh, where.devices))
-    report = _training(program, configs, vocabulary, where, sizes)
+    report = _training(configs, vocabulary, where)
     if not report["fits"]:
         report["would_fit"] = _what_would(configs, vocabulary, where)
-    serving = steps.serve_step(configs, vocabulary, make_mesh(configs.mesh, where.devices), serving_rows)
+    serving = steps.serve_step(configs, vocabulary, where.devices[0], serving_rows)
     return {**report, "serving": _serving(serving, configs, vocabulary, where, serving_rows)}
 
 
@@ -68,13 +66,15 @@ def _parsed(mesh: str) -> dict[str, int]:
     return sizes
 
 
-def _sizes(configs: Configs, where: Target) -> dict[str, int]:
+def _training(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict[str, Any]:
+    """Compiles the training step and counts.
+
+    Raises:
+        UserError: a mesh that does not divide devices or model.
+    """
     sizes = dict(zip(AXES, configs.mesh.sizes(len(where.devices)), strict=True))
     check_split(configs, sizes)
-    return sizes
-
-
-def _training(program, configs: Configs, vocabulary: Vocabulary, where: Target, sizes) -> dict[str, Any]:
+    program = steps.train_step(configs, vocabulary, make_mesh(configs.mesh, where.devices))
     data, devices = configs.data, len(where.devices)
     lengths = [data.window] * (data.rows * data.items_per_row // data.window)
     useful = train_flops(configs.model, vocabulary, lengths)
@@ -125,11 +125,9 @@ def _what_would(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict
     """The first change, of remat, parts of a batch and mesh, with which the step was compiled and did fit."""
     for change, changed in _changes(configs, where):
         try:
-            sizes = _sizes(changed, where)
+            report = _training(changed, vocabulary, where)
         except UserError:
             continue
-        program = steps.train_step(changed, vocabulary, make_mesh(changed.mesh, where.devices))
-        report = _training(program, changed, vocabulary, where, sizes)
         if report["fits"]:
             return {"change": change, "bytes_per_device": report["bytes_per_device"]["total"]}
     return None

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hisam_jax.inference import scorer
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.heads import Frozen, make_objective, with_totals
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.scaling.flops import Vocabulary
-from hisam_jax.sharding import SPECS, fit, padded_rows
+from hisam_jax.sharding import SPECS, fit, on_devices, padded_rows
 from hisam_jax.training.assembly import Configs
 from hisam_jax.training.optimizer import make_optimizer
 from hisam_jax.training.state import init_state, make_train_step
@@ -47,10 +48,10 @@ def model_of(configs: Configs, vocabulary: Vocabulary) -> HMAT:
     return HMAT(configs.model, vocabulary.vocab, vocabulary.digit, vocabulary.items)
 
 
-def frozen_shapes(vocabulary: Vocabulary, mesh: jax.sharding.Mesh, *, split: bool = True) -> Frozen:
-    """Shapes of the item tables that a step reads, split by rows or whole."""
+def frozen_shapes(vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Frozen:
+    """Shapes of the item tables that a step reads, split by rows where the mesh has axes for it."""
     rows, levels = padded_rows(vocabulary.items), len(vocabulary.levels)
-    spec = SPECS.rows if split else SPECS.whole
+    spec = SPECS.rows
     features = {name: _shape(mesh, spec, jnp.float32, rows, width) for name, width in vocabulary.features.items()}
     catalog = Catalog(
         _shape(mesh, spec, jnp.int32, rows, levels),
@@ -75,27 +76,27 @@ def train_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh
     frozen = frozen_shapes(vocabulary, mesh)
     batch = batch_shapes(configs, len(vocabulary.levels), mesh)
     model = model_of(configs, vocabulary)
-    loss_fn, init_fn = make_objective(model, *Frozen(None, None))
+    loss_fn, init_fn = make_objective(model, None, None)
     optimizer = make_optimizer(configs.training.optimizer, configs.training.steps)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(lambda *args: init_state(init_fn, optimizer, 0, *args), batch, frozen)
-        state = jax.tree.map(lambda leaf: _on(mesh, leaf), state)
+        state = on_devices(state, mesh)
         step = make_train_step(loss_fn, optimizer, configs.training.accumulate, with_totals)
         compiled = jax.jit(step, donate_argnums=0).trace(state, batch, frozen).lower().compile(options_for(mesh))
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "catalogue": frozen, "batch": batch}
     return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(state.params))
 
 
-def serve_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh, rows: int) -> Program:
-    """Retrieval over the whole catalogue for `rows` histories, as the scorer runs it, on one device of `mesh`."""
-    one = jax.sharding.Mesh(mesh.devices.reshape(-1)[:1], ("one",))
-    frozen = frozen_shapes(vocabulary, one, split=False)
+def serve_step(configs: Configs, vocabulary: Vocabulary, device: Any, rows: int) -> Program:
+    """Retrieval over the whole catalogue for `rows` histories, as the scorer runs it, on one device."""
+    one = jax.sharding.Mesh(np.array([device]), ("one",))
+    frozen = frozen_shapes(vocabulary, one)
     model = model_of(configs, vocabulary)
-    loss_fn, init_fn = make_objective(model, *Frozen(None, None))
+    loss_fn, init_fn = make_objective(model, None, None)
     whole = dataclasses.replace(configs, data=dataclasses.replace(configs.data, rows=rows, streams=1))
     batch = batch_shapes(whole, len(vocabulary.levels), one)
     params = jax.eval_shape(init_fn, jax.eval_shape(lambda: jax.random.key(0)), batch, frozen)
-    params = jax.tree.map(lambda leaf: _on(one, leaf), params)
+    params = on_devices(params, one)
     vectors = _shape(one, SPECS.whole, jnp.float32, padded_rows(vocabulary.items), configs.model.width)
 
     def step(params, catalog, vectors_ID, batch):
@@ -129,8 +130,3 @@ def count(params: Mapping[str, Any]) -> dict[str, int]:
 
 def _shape(mesh: jax.sharding.Mesh, spec: jax.P, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, fit(spec, shape, mesh)))
-
-
-def _on(mesh: jax.sharding.Mesh, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    spec = getattr(leaf.sharding, "spec", None) or jax.P()
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.NamedSharding(mesh, spec))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental import topologies
 
 from hisam_jax.chips import CHIPS, Chip
 from hisam_jax.errors import UserError
@@ -71,7 +72,7 @@ def target(name: str) -> Target:
 
 def _tpus(name: str, shape: str) -> list[Any]:
     with _described(name, "libtpu as jax pins it: pip install 'jax[tpu]'"):
-        return _topology(platform="tpu", topology_name=name).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 
 def _gpus(name: str, shape: str) -> list[Any]:
@@ -83,13 +84,9 @@ def _gpus(name: str, shape: str) -> list[Any]:
     boxes, each = max(1, sizes[0] // BOX), min(sizes[0], BOX)
     layout = f"1x{boxes}x{each}"
     with _described(name, "the CUDA plugin at jax's version: pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt"):
-        return _topology(platform="cuda", topology_name=layout, topology=layout, target_config=_H100).devices
-
-
-def _topology(**options: Any) -> Any:
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(**options)
+        return topologies.get_topology_desc(
+            platform="cuda", topology_name=layout, topology=layout, target_config=_H100
+        ).devices
 
 
 @contextlib.contextmanager

@@ -75,16 +75,12 @@ LISTS = ("retrieval", "generation")  # the heads that are judged by ranked lists
 def ranks_of(head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int) -> Ranks:
     """Ranks of all targets by one of `LISTS`; `beams` counts for generation only. Processes share the targets."""
     rows = share(len(targets.user_T))
-    if len(rows) == len(targets.user_T):
-        return _ranks_of(head, scorer, reader, targets, beams)
-    part = _ranks_of(head, scorer, reader, targets.take(rows), beams)
-    return Ranks(*(merged(rows, ranks, len(targets.user_T)) for ranks in (part.masked_T, part.unmasked_T)))
-
-
-def _ranks_of(head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int) -> Ranks:
+    part = targets.take(rows)
     if head == "retrieval":
-        return retrieval_ranks(scorer, reader, targets)
-    return generation_ranks(scorer, reader, targets, beams=beams)
+        ranks = retrieval_ranks(scorer, reader, part)
+    else:
+        ranks = generation_ranks(scorer, reader, part, beams=beams)
+    return Ranks(*(merged(rows, found, len(targets.user_T)) for found in (ranks.masked_T, ranks.unmasked_T)))
 
 
 def share(count: int) -> np.ndarray:
@@ -94,10 +90,10 @@ def share(count: int) -> np.ndarray:
 
 def merged(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """Every process's values at its own rows; numbers of at most 32 bits."""
-    if jax.process_count() == 1:
-        return values
     whole = np.zeros(count, values.dtype)
     whole[rows] = values
+    if jax.process_count() == 1:
+        return whole
     return multihost_utils.process_allgather(whole).sum(0).astype(values.dtype)
 
 
@@ -117,7 +113,7 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
         for (events, start, _), logits in zip(block, scorer.clicks_along(histories), strict=True):
             out[events] = logits[targets.position_E[events] - start]
     scored = np.concatenate([events for events, _, _ in jobs]) if jobs else np.zeros(0, np.int64)
-    return merged(scored, out[scored], len(out)) if jax.process_count() > 1 else out
+    return merged(scored, out[scored], len(out))
 
 
 def _windows(events: np.ndarray, position: np.ndarray, window: int) -> list[tuple[np.ndarray, int, int]]:

@@ -70,13 +70,14 @@ def retrieval_loss(model: HMAT, state_BNTD, batch, catalog: Catalog, *, determin
     Over all of them, or over a sample of them where the catalogue is larger than `softmax_items`.
     """
     user_BND, next_BN = model.user_vectors(state_BNTD), after_item(batch["item"])
+    weight_BN = after_item(batch["next_weight"])
     if catalog.items > model.config.softmax_items:
-        loss_BN = _sampled(model, user_BND, next_BN, after_item(batch["next_weight"]), catalog, deterministic)
+        loss_BN = _sampled(model, user_BND, next_BN, weight_BN, catalog, deterministic)
     else:
         vectors_ID = shard(model.item_vectors(catalog, deterministic=deterministic), SPECS.scored)
         logits_BNI = where(jnp.asarray(catalog.trained_I), _scores(model, user_BND, vectors_ID), -1e30)
         loss_BN = cross_entropy(logits_BNI, next_BN)
-    return weighted_mean(loss_BN, after_item(batch["next_weight"]), batch, "next_weight")
+    return weighted_mean(loss_BN, weight_BN, batch, "next_weight")
 
 
 def _scores(model: HMAT, user_BND: jax.Array, vectors_CD: jax.Array) -> jax.Array:

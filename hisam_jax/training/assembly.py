@@ -23,7 +23,7 @@ from hisam_jax.sharding import AXES, MeshConfig, make_mesh
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.tokenizer.trie import Trie, build_trie
 from hisam_jax.training.checkpoints import differences
-from hisam_jax.training.loop import TrainingConfig
+from hisam_jax.training.config import TrainingConfig
 
 FOR_COMPILING = ("catalogue", "targets")  # sections that `hisam compile` reads: data and devices that are not here
 ALL_DATA = MeshConfig()

@@ -12,74 +12,28 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from hisam_jax.config import check_least
 from hisam_jax.data.pipeline import BatchIterator
 from hisam_jax.distributed import agree, is_main
 from hisam_jax.errors import UserError
 from hisam_jax.progress import progress_bar
 from hisam_jax.training import checkpoints
+from hisam_jax.training.config import TrainingConfig
 from hisam_jax.training.metrics import Averages, MetricsLog, MetricsReader
-from hisam_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from hisam_jax.training.optimizer import make_optimizer, make_schedule
 from hisam_jax.training.placement import Placement
 from hisam_jax.training.profile import Profile
 from hisam_jax.training.state import Batch, InitFn, LossFn, Params, TrainState, init_state, make_train_step
-from hisam_jax.training.watching import Cost, Watch
+from hisam_jax.training.watching import Clock, Cost, Watch
 
 Evaluator = Callable[[Params], Mapping[str, float]]
 SIGTERM_EXIT = 128 + signal.SIGTERM
 ASK_EVERY = 10  # steps between two askings of all processes whether one was told to end
 _HEALTH = ("loss", "grad_norm", "update_norm")
-# Between a run and its continuation, perhaps on other devices: they decide nothing about a step but its rounding and,
-# for parts of a batch, its dropout.
-_MAY_CHANGE = ("max_minutes", "keep", "accumulate", "profile")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """How long, how fast, and what is kept.
-
-    Attributes:
-        steps: updates at most; the learning rate's schedule spans them.
-        seed: of the parameters and of each step's randomness.
-        optimizer: see `OptimizerConfig`.
-        log_every: steps to a line of `metrics.jsonl`, which holds means since the line before.
-        save_every: steps to a checkpoint.
-        evaluate_every: steps to an evaluation; 0 evaluates at the end only.
-        keep: checkpoints kept, besides the best.
-        max_minutes: of wall clock over all restarts, None for no limit. Reaching it depends on the machine.
-        monitor: name of the evaluators' metric that decides the best checkpoint, None for none.
-        mode: whether more or less of it is better.
-        patience: evaluations without a better value before training stops; 0 never stops it.
-        accumulate: parts of a batch that the devices take one after the other; divides the rows of each of them.
-        profile: first and last step to trace into `workdir/profile`, for TensorBoard or Perfetto; empty for none.
-    """
-
-    steps: int = 1000
-    seed: int = 0
-    optimizer: OptimizerConfig = OptimizerConfig()
-    log_every: int = 20
-    save_every: int = 200
-    evaluate_every: int = 0
-    keep: int = 2
-    max_minutes: float | None = None
-    monitor: str | None = None
-    mode: Literal["max", "min"] = "max"
-    patience: int = 0
-    accumulate: int = 1
-    profile: tuple = ()
-
-    def __post_init__(self) -> None:
-        check_least(self, "training", steps=1, seed=0, log_every=1, save_every=1, evaluate_every=0, keep=1, patience=0)
-        check_least(self, "training", accumulate=1)
-        if self.profile and not (len(self.profile) == 2 and 0 <= self.profile[0] <= self.profile[1]):
-            raise UserError(f"value {self.profile}", field="training.profile", expected="two steps, the first no later")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"value {self.max_minutes}", field="training.max_minutes", expected="more than 0, or None")
 
 
 def train(
@@ -125,7 +79,7 @@ def train(
     if config.monitor is not None and not evaluators:
         raise UserError(f"value {config.monitor!r}, but nothing is evaluated", field="training.monitor")
     pipeline = make_pipeline()
-    whole_identity = {"training": _fixed(config), **dict(identity or {})}
+    whole_identity = {"training": config.fixed(), **dict(identity or {})}
     if hasattr(pipeline, "identity"):
         whole_identity["data"] = pipeline.identity()
     tx = make_optimizer(config.optimizer, config.steps)
@@ -134,9 +88,19 @@ def train(
     with _closing(pipeline) as examples:
         batch = next(examples)
     with _sigterm() as terminated, _closing(pipeline) as iterator:
-        run = _Run(config, Path(workdir), train_step, evaluators, on_step, whole_identity)
-        run.watch, run.profile = Watch(cost), Profile(config.profile, Path(workdir) / "profile")
-        run.iterator, run.terminated, run.placement = iterator, terminated, placement
+        run = _Run(
+            config=config,
+            workdir=Path(workdir),
+            train_step=train_step,
+            evaluators=evaluators,
+            on_step=on_step,
+            identity=whole_identity,
+            iterator=iterator,
+            terminated=terminated,
+            placement=placement,
+            watch=Watch(cost),
+            profile=Profile(config.profile, Path(workdir) / "profile"),
+        )
         run.begin(partial(init_state, init_fn, tx, config.seed), batch)
         if on_begin:
             on_begin()
@@ -160,21 +124,26 @@ class _Memory:
     stopped: str | None = None  # why training ended for good before its last step
 
 
+@dataclasses.dataclass
 class _Run:
     """The mutable middle of `train`."""
 
+    config: TrainingConfig
+    workdir: Path
+    train_step: Callable[..., Any]
+    evaluators: Sequence[Evaluator]
+    on_step: Callable[[int, Mapping[str, float]], None] | None
+    identity: Mapping[str, Any]
     iterator: BatchIterator
     terminated: threading.Event
     placement: Placement
     watch: Watch
     profile: Profile
 
-    def __init__(self, config, workdir, train_step, evaluators, on_step, identity):
-        self.config, self.train_step, self.evaluators, self.on_step = config, train_step, evaluators, on_step
-        self.workdir, self.folder = workdir, workdir / "checkpoints"
-        self.identity = identity
+    def __post_init__(self) -> None:
+        self.folder = self.workdir / "checkpoints"
         self.saving: checkpoints.Saving | None = None
-        self.schedule = make_schedule(config.optimizer, config.steps)
+        self.schedule = make_schedule(self.config.optimizer, self.config.steps)
         self.pending: tuple[Mapping[str, jax.Array], int] | None = None  # metrics still on the device, and items
 
     def begin(self, init: Callable[[Mapping[str, np.ndarray]], TrainState], batch: Mapping[str, np.ndarray]) -> None:
@@ -191,7 +160,7 @@ class _Run:
         self.log = MetricsLog(self.workdir, self.step) if is_main() else MetricsReader(self.workdir, self.step)
         if self.log.last_step > self.memory.logged_step:  # the last line of a run that ended on a saved step
             self.memory.logged_step, self.memory.averages = self.log.last_step, {}
-        self.averages, self.clock = Averages(self.memory.averages), _Clock(self.memory.seconds)
+        self.averages, self.clock = Averages(self.memory.averages), Clock(self.memory.seconds)
         self.compiled, self.items = False, 0
         self.leaving, self.asked_at = False, -1
         self.bar = progress_bar(self.config.steps, "training", unit="step")
@@ -246,8 +215,7 @@ class _Run:
         if self.step % self.config.log_every == 0:
             self._write_line(self.step)
         self.step += 1
-        self.watch.dispatched(batch)
-        held = int(np.count_nonzero(batch["segment"]))
+        held = self.watch.dispatched(batch)
         self.pending = {**metrics, "padding": 1 - held / np.size(batch["segment"])}, self.placement.share * held
 
     def _fetch(self) -> None:
@@ -370,34 +338,6 @@ class _Run:
         self._save()
         self.settle()
         raise SystemExit(SIGTERM_EXIT)
-
-
-class _Clock:
-    """Seconds of wall clock over all restarts, and the time of a lap without its pauses."""
-
-    def __init__(self, before: float):
-        self._before, self._start = before, time.monotonic()
-        self._lap, self._paused = self._start, 0.0
-
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
-
-    def lap(self) -> float:
-        now = time.monotonic()
-        seconds, self._lap, self._paused = now - self._lap - self._paused, now, 0.0
-        return seconds
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self._paused += time.monotonic() - start
-
-
-def _fixed(config: TrainingConfig) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hisam_jax.errors import UserError
-from hisam_jax.sharding import BATCH, SPECS, fit, place
+from hisam_jax.sharding import BATCH, SPECS, fit, on_devices, place
 
 
 def rows_here(mesh: jax.sharding.Mesh | None, rows: int) -> range:
@@ -61,7 +61,9 @@ class Placement:
     def __init__(self, mesh: jax.sharding.Mesh | None, frozen: Sequence[Any] = ()):
         self.mesh = mesh
         self.frozen = tuple(place(tree, SPECS.rows, mesh) for tree in frozen)
-        self.share = 1  # of all rows' items to those seen here, about
+        self._splits = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self._here = rows_here(mesh, self._splits)
+        self.share = self._splits // len(self._here)  # all rows, over those of this process
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """This process's rows as global arrays."""
@@ -80,11 +82,7 @@ class Placement:
         if self.mesh is None:
             return shapes
 
-        def here(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            sharding = jax.NamedSharding(self.mesh, getattr(leaf.sharding, "spec", jax.P()))
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return jax.tree.map(here, shapes)
+        return on_devices(shapes, self.mesh)
 
     def local(self, tree: Any) -> Any:
         """A tree of global arrays, whole on this process's default device."""
@@ -108,18 +106,12 @@ class Placement:
         return {stream: position for part in parts for stream, position in part.items()}
 
     def _global(self, rows: np.ndarray) -> jax.Array:
-        split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        total = len(rows) * split // max(1, self._splits_here(split))
-        here = rows_here(self.mesh, total)
-        shape = (total, *rows.shape[1:])
-        self.share = max(1, total // len(rows))
+        total = len(rows) * self.share
+        first, shape = self._here.start * total // self._splits, (total, *rows.shape[1:])
         sharding = jax.NamedSharding(self.mesh, fit(SPECS.batch, shape, self.mesh))
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(total)
-            return rows[(slice(start - here.start, stop - here.start), *index[1:])]
+            return rows[(slice(start - first, stop - first), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding, part)
-
-    def _splits_here(self, split: int) -> int:
-        return len(rows_here(self.mesh, split))

@@ -52,9 +52,6 @@ def make_train_step(
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def whole(params, batch, key, *frozen):
-        return gradient(params, batch, key, *frozen)
-
     def in_parts(params, batch, key, *frozen):
         batch = totals(batch)
         same = {name: value for name, value in batch.items() if not jnp.ndim(value)}
@@ -72,7 +69,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, metrics), grads = (whole if accumulate == 1 else in_parts)(state.params, batch, key, *frozen)
+        (loss, metrics), grads = (gradient if accumulate == 1 else in_parts)(state.params, batch, key, *frozen)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -56,12 +57,14 @@ class Watch:
         """The next batch was not ready for so long."""
         self._waited += seconds
 
-    def dispatched(self, batch: Mapping[str, np.ndarray]) -> None:
-        """A step over this process's rows is on its way."""
+    def dispatched(self, batch: Mapping[str, np.ndarray]) -> int:
+        """A step over this process's rows is on its way; returns the items that they hold."""
         segment_BN = np.asarray(batch["segment"])
-        self._items += int((segment_BN > 0).sum())
+        held = int(np.count_nonzero(segment_BN > 0))
+        self._items += held
         if self.cost is not None and self._peak:
             self._flops += self.cost.flops(lengths_of(segment_BN))
+        return held
 
     def finished(self) -> None:
         """A step's metrics have come home."""
@@ -91,6 +94,33 @@ class Watch:
         found["memory_bytes"] = _memory()
         self._clear()
         return found
+
+
+class Clock:
+    """Seconds of wall clock over all restarts, and the time of a lap without its pauses."""
+
+    def __init__(self, before: float):
+        self._before, self._start = before, time.monotonic()
+        self._lap, self._paused = self._start, 0.0
+
+    def seconds(self) -> float:
+        """Of all restarts, pauses included."""
+        return self._before + time.monotonic() - self._start
+
+    def lap(self) -> float:
+        """Since the last lap, without what was paused."""
+        now = time.monotonic()
+        seconds, self._lap, self._paused = now - self._lap - self._paused, now, 0.0
+        return seconds
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time that no lap counts."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - start
 
 
 def _memory() -> float:
