@@ -168,10 +168,12 @@ def test_prepare_prints_its_summary_on_stdout_and_progress_on_stderr(tmp_path):
     }
 
 
-def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # buffered, what could not be written is there still at exit
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path, unbuffered):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "hisam_jax", *map(str, _shop(tmp_path))]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 2 and "stdout: the disk is full" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and (tmp_path / "shop" / "manifest.json").is_file()
 

@@ -163,8 +163,10 @@ def write_result(result: Any) -> None:
             for line in _lines(result):
                 print(line)
             sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, UserError) as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter flushes again at exit
+        if isinstance(error, UserError):
+            raise
 
 
 def _lines(result: Any) -> Iterable[str]:
