@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from hisam_jax.cli.common import Verb, add_config, config_of
@@ -36,12 +37,29 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
         help="where metrics.jsonl, TensorBoard events, checkpoints and the resolved config go; a run that was stopped "
         "goes on from its last checkpoint there",
     )
+    parser.add_argument(
+        "--mix",
+        metavar="DIR=WEIGHT",
+        type=_share,
+        action="append",
+        default=[],
+        help="another dataset over the same items: WEIGHT windows of its training events for each of --dataset; may "
+        "be given several times; evaluated is --dataset alone",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> Any:
     from hisam_jax.training.run import train
 
-    return train(arguments.dataset, arguments.ids, config_of(arguments), arguments.workdir)
+    mixture = dict(arguments.mix)
+    return train(arguments.dataset, arguments.ids, config_of(arguments), arguments.workdir, mixture)
+
+
+def _share(text: str) -> tuple[str, float]:
+    folder, _, weight = text.rpartition("=")
+    if not folder or not re.fullmatch(r"\d+(\.\d+)?", weight):
+        raise argparse.ArgumentTypeError(f"'{text}'; expected DIR=WEIGHT, such as other_dataset=0.5")
+    return folder, float(weight)
 
 
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,15 @@ import numpy as np
 from absl import flags
 
 from hisam_jax.config import check_least
-from hisam_jax.data import records
+from hisam_jax.data.endless import EndlessShop
+from hisam_jax.data.mixture import Share
+from hisam_jax.data.windows import EVENT, ReadWindow, WindowIndex
 from hisam_jax.errors import UserError
 
 if TYPE_CHECKING:
     from hisam_jax.data.dataset import Dataset
 
 PACKING_BINS = 64  # open rows of the first-fit packer: more leave less padding and mix more of two epochs
-EVENT = np.dtype(  # one record an event: the packer's cost goes by the feature, and this way there is one
-    [("item", "i4"), ("action", "i4"), *((name, "f4") for name in ("positive", "gap", "rank_weight", "next_weight"))]
-)
 Batch = dict[str, np.ndarray]
 
 
@@ -40,6 +38,8 @@ class PipelineConfig:
         seed: of the shuffle and of the window offsets.
         workers: reading processes; 0 reads in a thread of this one. Part of a checkpoint's identity.
         epochs: passes over the data, None for no end.
+        endless: train on users that the embedded shop goes on generating, each seen once, in place of the dataset's
+            own; it must be a shop's, and is evaluated on as ever.
     """
 
     items_per_row: int = 300
@@ -49,11 +49,14 @@ class PipelineConfig:
     seed: int = 0
     workers: int = 0
     epochs: int | None = None
+    endless: bool = False
 
     def __post_init__(self) -> None:
         check_least(self, "data", items_per_row=2, rows=1, streams=1, window=2, workers=0, seed=0)
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"value {self.epochs}", field="data.epochs", expected="1 or more, or None")
+        if self.endless and self.epochs is not None:
+            raise UserError(f"value {self.epochs}", field="data.epochs", expected="None with data.endless")
         if self.rows % self.streams:
             raise UserError(
                 f"value {self.streams}", field="data.streams", expected=f"a divisor of data.rows, {self.rows}"
@@ -74,14 +77,14 @@ class Pipeline:
 
     parts: Mapping[int, grain.IterDataset]
     config: PipelineConfig
-    steps_per_epoch: int  # an estimate: packing decides
+    mixture: tuple[Mapping[str, Any], ...] = ()
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator({stream: iter(part) for stream, part in self.parts.items()})
 
     def identity(self) -> dict[str, Any]:
         """What a saved position depends on: restored under another one, it would go on with the wrong data."""
-        return dataclasses.asdict(self.config)
+        return {**dataclasses.asdict(self.config), **({"mixture": list(self.mixture)} if self.mixture else {})}
 
 
 class BatchIterator:
@@ -119,7 +122,12 @@ class BatchIterator:
 
 
 def make_pipeline(
-    dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, *, streams: Iterable[int] | None = None
+    dataset: Dataset,
+    codes_IL: np.ndarray,
+    config: PipelineConfig,
+    *,
+    streams: Iterable[int] | None = None,
+    mixture: Sequence[Share] = (),
 ) -> Pipeline:
     """Batches of every TRAIN event, each exactly once an epoch, in windows shuffled over all users.
 
@@ -128,10 +136,29 @@ def make_pipeline(
         codes_IL: int32 semantic codes of every item.
         config: shapes, seed, workers, epochs.
         streams: those that this process reads; None: all.
+        mixture: other datasets to draw windows from, without end; epochs are those of `dataset`.
 
     Raises:
         UserError: nothing to train on.
     """
+    if config.workers and not flags.FLAGS.is_parsed():  # outside absl.app, where Grain's own flags would raise
+        flags.FLAGS.mark_as_parsed()
+    if config.endless:
+        lanes = config.streams * max(1, config.workers)
+        own = grain.MapDataset.source(EndlessShop(dataset, config.window, config.seed, lanes)).filter(_has_events)
+    else:
+        own = _windows(dataset, config)
+    others = [_windows(share.dataset, config, share.item_of_I).filter(_has_events) for share in mixture]
+    weights = [1.0, *(share.weight for share in mixture)]
+    parts = {
+        stream: _batches(_stream(stream, own, others, weights, config), codes_IL, config)
+        for stream in (range(config.streams) if streams is None else streams)
+    }
+    return Pipeline(parts, config, tuple(share.identity() for share in mixture))
+
+
+def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | None = None) -> grain.MapDataset:
+    """One epoch of a dataset's windows, shuffled."""
     train_events_U = dataset.users["train_events"].to_numpy()
     index = WindowIndex.of(train_events_U, config.window)
     if len(index) < config.streams:
@@ -140,24 +167,33 @@ def make_pipeline(
             path=dataset.path,
             expected=f"at least one window for each of {config.streams} streams",
         )
-    if config.workers and not flags.FLAGS.is_parsed():  # outside absl.app, where Grain's own flags would raise
-        flags.FLAGS.mark_as_parsed()
-    source = grain.MapDataset.source(index).shuffle(seed=config.seed)
-    read = ReadWindow(grain.sources.ArrayRecordDataSource(dataset.record_paths), config.window, config.seed, len(index))
-    windows = source.map_with_index(read)
-    parts = {
-        stream: _batches(windows[stream :: config.streams], codes_IL, config)
-        for stream in (range(config.streams) if streams is None else streams)
-    }
-    steps = math.ceil(1.05 * train_events_U.sum() / (config.rows * config.items_per_row))  # 5 % padding
-    return Pipeline(parts, config, steps)
+    source = grain.sources.ArrayRecordDataSource(dataset.record_paths)
+    read = ReadWindow(source, config.window, config.seed, len(index), item_of_I)
+    return grain.MapDataset.source(index).shuffle(seed=config.seed).map_with_index(read)
+
+
+def _stream(
+    stream: int,
+    own: grain.MapDataset,
+    others: Sequence[grain.MapDataset],
+    weights: Sequence[float],
+    config: PipelineConfig,
+) -> grain.MapDataset:
+    """A stream's windows, in order: `weights[k]` of the k-th dataset for each one of the first."""
+    first = own[stream :: config.streams].repeat(config.epochs)
+    rest = [other[stream :: config.streams].repeat(None) for other in others]
+    return grain.MapDataset.mix([first, *rest], weights) if rest else first
+
+
+def _has_events(element: Mapping[str, np.ndarray]) -> bool:
+    return len(element["event"]) > 0
 
 
 def _batches(windows: grain.MapDataset, codes_IL: np.ndarray, config: PipelineConfig) -> grain.IterDataset:
     """One stream's rows of every batch."""
     rows = config.rows // config.streams
     # a future for each short record costs more than reading it: one thread, at the end, overlaps it all with the step
-    stream = windows.repeat(config.epochs).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     packed = grain.experimental.FirstFitPackIterDataset(
@@ -168,86 +204,6 @@ def _batches(windows: grain.MapDataset, codes_IL: np.ndarray, config: PipelineCo
     )
     batches = packed.batch(rows, batch_fn=functools.partial(stack_rows, codes_IL=codes_IL, rows=rows))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class WindowIndex:
-    """Random access to (user, ordinal of the window within the user), users in order."""
-
-    user_W: np.ndarray
-    ordinal_W: np.ndarray
-
-    @classmethod
-    def of(cls, train_events_U: np.ndarray, window: int) -> WindowIndex:
-        """`ceil(events / window)` windows for each user."""
-        windows_U = -(-train_events_U.astype(np.int64) // window)
-        user_W = np.repeat(np.arange(len(windows_U)), windows_U)
-        first_U = np.cumsum(windows_U) - windows_U
-        return cls(user_W, np.arange(len(user_W)) - first_U[user_W])
-
-    def __len__(self) -> int:
-        return len(self.user_W)
-
-    def __getitem__(self, row: int) -> tuple[int, int]:
-        return int(self.user_W[row]), int(self.ordinal_W[row])
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadWindow(grain.transforms.MapWithIndex):
-    """(user, ordinal) -> that window's features; the cuts depend on seed, epoch and user, so that windows tile."""
-
-    records: Any
-    window: int
-    seed: int
-    windows_per_epoch: int
-
-    def map_with_index(self, index: int, element: tuple[int, int]) -> dict[str, np.ndarray]:
-        user, ordinal = element
-        epoch = index // self.windows_per_epoch
-        sequence = records.decode(self.records[user])
-        train = np.flatnonzero(sequence.split == records.TRAIN)
-        cuts = window_cuts(len(train), self.window, (self.seed, epoch, user))
-        return {"event": window_events(sequence, train[cuts[ordinal] : cuts[ordinal + 1]])}
-
-
-def window_cuts(events: int, window: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Bounds `[0, ..., events]` of `ceil(events / window)` runs; the first one's length is drawn, inner ones are full.
-
-    No draw needs more windows than the tightest tiling, so packing never pays for the randomness.
-    """
-    count = max(1, -(-events // window))
-    if count == 1:
-        return np.array([0, events])
-    first = np.random.default_rng(seed).integers(events - (count - 1) * window, window + 1)
-    return np.concatenate([[0], first + window * np.arange(count - 1), [events]])
-
-
-def event_features(sequence: records.UserSequence) -> Batch:
-    """item, action, positive and gap of every event of a user, as a model reads them in training and serving.
-
-    action: 0 unknown, else twice the rating, within 1..10. gap: log1p of the hours since the user's previous event, 0
-    for the first one and where either has no timestamp.
-    """
-    hours = np.diff(sequence.timestamp, prepend=sequence.timestamp[:1]) / 3600.0
-    known = (sequence.timestamp > 0) & (np.concatenate([[0], sequence.timestamp[:-1]]) > 0)
-    rated = np.isfinite(sequence.rating)
-    action = np.clip(np.rint(2 * np.where(rated, sequence.rating, 0)), 1, 10)
-    return {
-        "item": sequence.item.astype(np.int32),
-        "action": np.where(rated, action, 0).astype(np.int32),
-        "positive": sequence.positive.astype(np.float32),
-        "gap": np.where(known, np.log1p(np.maximum(hours, 0.0)), 0.0).astype(np.float32),
-    }
-
-
-def window_events(sequence: records.UserSequence, chosen: np.ndarray) -> np.ndarray:
-    """EVENT records of the chosen places of a sequence; the first of a window is nobody's next item."""
-    event = np.zeros(len(chosen), EVENT)
-    for name, values in event_features(sequence).items():
-        event[name] = values[chosen]
-    event["rank_weight"] = np.isfinite(sequence.rating[chosen])
-    event["next_weight"][1:] = event["positive"][1:]
-    return event
 
 
 def stack_rows(packed: Sequence[Mapping[str, np.ndarray]], codes_IL: np.ndarray, rows: int) -> Batch:

@@ -19,7 +19,7 @@ class History:
 
     Attributes:
         item, action: int32 `[n]`.
-        gap: float32 `[n]`, as `data.pipeline.event_features` gives it.
+        gap: float32 `[n]`, as `data.windows.event_features` gives it.
     """
 
     item: np.ndarray

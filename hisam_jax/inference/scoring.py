@@ -9,7 +9,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hisam_jax.data.dataset import Dataset
-from hisam_jax.data.pipeline import Batch, event_features
+from hisam_jax.data.pipeline import Batch
+from hisam_jax.data.windows import event_features
 from hisam_jax.evaluation.retrieval import Ranks, pessimistic_ranks, rank_targets
 from hisam_jax.evaluation.targets import RankingTargets, RetrievalTargets
 from hisam_jax.inference.histories import History

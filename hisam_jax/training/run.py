@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.data.mixture import make_share
 from hisam_jax.data.pipeline import make_pipeline
 from hisam_jax.distributed import is_main
 from hisam_jax.errors import UserError
@@ -42,7 +44,11 @@ from hisam_jax.training.watching import Cost
 
 
 def train(
-    dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping[str, Any], workdir: str | os.PathLike
+    dataset: str | os.PathLike,
+    ids: str | os.PathLike,
+    config: Mapping[str, Any],
+    workdir: str | os.PathLike,
+    mixture: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Trains a model into `workdir`, or goes on where an earlier call was stopped.
 
@@ -51,6 +57,8 @@ def train(
         ids: folder left by `tokenize` over that dataset.
         config: sections `seed`, `model`, `data`, `training`, `evaluation`.
         workdir: gets config.json, run.json, metrics.jsonl, tensorboard/ and checkpoints/.
+        mixture: folder of another dataset over the same items -> windows drawn from its training events for each one
+            of `dataset`, from which alone all is evaluated.
 
     Returns:
         The record that run.json holds.
@@ -60,6 +68,8 @@ def train(
     """
     assembly, folder = assemble(dataset, ids, config), Path(workdir)
     paths = {"dataset": os.fspath(Path(dataset).absolute()), "ids": os.fspath(Path(ids).absolute())}
+    paths |= {"mixture": dict(mixture)} if mixture else {}
+    shares = [make_share(Dataset.load(path), weight, assembly.dataset) for path, weight in (mixture or {}).items()]
     mesh = assembly.mesh()
     _claim(folder, assembly)
 
@@ -76,7 +86,7 @@ def train(
     state = loop.train(
         loss_fn,
         init_fn,
-        lambda: make_pipeline(assembly.dataset, assembly.table.codes_IL, data, streams=streams),
+        lambda: make_pipeline(assembly.dataset, assembly.table.codes_IL, data, streams=streams, mixture=shares),
         assembly.configs.training,
         folder,
         evaluators=[make_evaluator(assembly)],

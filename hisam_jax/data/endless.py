@@ -1,0 +1,103 @@
+"""Training users without end: those that a shop goes on generating behind the ones of a prepared dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from hisam_jax.config import build
+from hisam_jax.data import records
+from hisam_jax.data.marks import LIKED_ABOVE
+from hisam_jax.data.shop.catalogue import make_catalogue
+from hisam_jax.data.shop.config import ShopConfig
+from hisam_jax.data.shop.tables import item_table
+from hisam_jax.data.shop.users import UserEvents, block_size, simulate_block
+from hisam_jax.data.windows import renamed, window_events
+from hisam_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from hisam_jax.data.dataset import Dataset
+
+NO_END = 2**48  # users; the length that random access needs
+
+
+class EndlessShop:
+    """Random access to windows of users that the dataset does not hold, each user once, one window of each.
+
+    Place i is lane `i % lanes`, and lanes take turns at the blocks in which users are simulated: a reader of every
+    `lanes`-th place simulates each of its users once.
+
+    Args:
+        dataset: prepared from the embedded shop; gives the catalogue.
+        window: most events of a user, cut at random where there are more.
+        seed: of the cuts.
+        lanes: readers that take turns at the places.
+
+    Raises:
+        UserError: the dataset is not the shop's, or an older shop's.
+    """
+
+    def __init__(self, dataset: Dataset, window: int, seed: int, lanes: int):
+        self.config, self.window, self.seed, self.lanes = shop_of(dataset), window, seed, lanes
+        self.item_of_I = _index_in(dataset, self.config)
+        self.size = block_size(make_catalogue(self.config))
+        self.first_block = -(-self.config.users // self.size)
+        self._blocks: dict[int, tuple[int, list[UserEvents]]] = {}  # lane -> its latest block
+
+    def __len__(self) -> int:
+        return NO_END
+
+    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
+        turn, lane = divmod(place, self.lanes)
+        nth, user = divmod(turn, self.size)
+        return {"event": self._window(self._block(lane, self.first_block + nth * self.lanes + lane)[user])}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_blocks": {}}
+
+    def _block(self, lane: int, number: int) -> list[UserEvents]:
+        held = self._blocks.get(lane)
+        if held is None or held[0] != number:
+            held = self._blocks[lane] = number, simulate_block(self.config, number)
+        return held[1]
+
+    def _window(self, user: UserEvents) -> np.ndarray:
+        n, length = len(user.item), min(len(user.item), self.window)
+        start = int(np.random.default_rng((self.seed, user.user)).integers(n - length + 1))
+        positive = (user.rating > LIKED_ABOVE).astype(np.uint8)
+        split = np.full(n, records.TRAIN, np.uint8)
+        sequence = records.UserSequence(user.user, user.item, user.timestamp, user.rating, positive, split)
+        return renamed(window_events(sequence, np.arange(start, start + length)), self.item_of_I)
+
+
+def shop_of(dataset: Dataset) -> ShopConfig:
+    """The shop that a dataset was prepared from.
+
+    Raises:
+        UserError: it was prepared from something else.
+    """
+    manifest = dataset.manifest
+    if manifest.get("source") != "shop":
+        raise UserError(
+            f"a dataset of source {manifest.get('source')!r}", path=dataset.path, field="data.endless",
+            expected="False, or a dataset prepared with --source shop: no other goes on without end",
+        )  # fmt: skip
+    arguments: Mapping[str, Any] = manifest["arguments"]
+    options = {name: value for name, value in (arguments["reader_options"] or {}).items() if value is not None}
+    return build(ShopConfig, {"seed": arguments["seed"], **options}, "shop")
+
+
+def _index_in(dataset: Dataset, config: ShopConfig) -> np.ndarray:
+    """The dataset's item of each one of the shop's, -1 where it was dropped."""
+    ours = dataset.items.select("item_id", "title").with_row_index("index")
+    shop = item_table(config).select(pl.col("item").alias("item_id"), pl.col("title").fill_null("").alias("made"))
+    joined = shop.join(ours, on="item_id", how="left", maintain_order="left")
+    if not (joined["made"].eq(joined["title"]) | joined["index"].is_null()).all():
+        raise UserError(
+            "the shop makes other items than when this was prepared", path=dataset.path, field="data.endless",
+            expected="a dataset of this version", hint="run `hisam prepare` again",
+        )  # fmt: skip
+    return joined["index"].cast(pl.Int32).fill_null(-1).to_numpy()

@@ -1,0 +1,114 @@
+"""Users' sequences cut into windows, and a window's events as a model reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import grain
+import numpy as np
+
+from hisam_jax.data import records
+
+EVENT = np.dtype(  # one record an event: the packer's cost goes by the feature, and this way there is one
+    [("item", "i4"), ("action", "i4"), *((name, "f4") for name in ("positive", "gap", "rank_weight", "next_weight"))]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowIndex:
+    """Random access to (user, ordinal of the window within the user), users in order."""
+
+    user_W: np.ndarray
+    ordinal_W: np.ndarray
+
+    @classmethod
+    def of(cls, train_events_U: np.ndarray, window: int) -> WindowIndex:
+        """`ceil(events / window)` windows for each user."""
+        windows_U = -(-train_events_U.astype(np.int64) // window)
+        user_W = np.repeat(np.arange(len(windows_U)), windows_U)
+        first_U = np.cumsum(windows_U) - windows_U
+        return cls(user_W, np.arange(len(user_W)) - first_U[user_W])
+
+    def __len__(self) -> int:
+        return len(self.user_W)
+
+    def __getitem__(self, row: int) -> tuple[int, int]:
+        return int(self.user_W[row]), int(self.ordinal_W[row])
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadWindow(grain.transforms.MapWithIndex):
+    """(user, ordinal) -> that window's features; the cuts depend on seed, epoch and user, so that windows tile.
+
+    Attributes:
+        records: a user's bytes by index.
+        window: most events of a window.
+        seed: of the cuts.
+        windows_per_epoch: how many there are.
+        item_of_I: item -> what it is called in the dataset that a mixture is for, -1 unknown; None: the same.
+    """
+
+    records: Any
+    window: int
+    seed: int
+    windows_per_epoch: int
+    item_of_I: np.ndarray | None = None
+
+    def map_with_index(self, index: int, element: tuple[int, int]) -> dict[str, np.ndarray]:
+        user, ordinal = element
+        epoch = index // self.windows_per_epoch
+        sequence = records.decode(self.records[user])
+        train = np.flatnonzero(sequence.split == records.TRAIN)
+        cuts = window_cuts(len(train), self.window, (self.seed, epoch, user))
+        event = window_events(sequence, train[cuts[ordinal] : cuts[ordinal + 1]])
+        return {"event": event if self.item_of_I is None else renamed(event, self.item_of_I)}
+
+
+def window_cuts(events: int, window: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Bounds `[0, ..., events]` of `ceil(events / window)` runs; the first one's length is drawn, inner ones are full.
+
+    No draw needs more windows than the tightest tiling, so packing never pays for the randomness.
+    """
+    count = max(1, -(-events // window))
+    if count == 1:
+        return np.array([0, events])
+    first = np.random.default_rng(seed).integers(events - (count - 1) * window, window + 1)
+    return np.concatenate([[0], first + window * np.arange(count - 1), [events]])
+
+
+def event_features(sequence: records.UserSequence) -> dict[str, np.ndarray]:
+    """item, action, positive and gap of every event of a user, as a model reads them in training and serving.
+
+    action: 0 unknown, else twice the rating, within 1..10. gap: log1p of the hours since the user's previous event, 0
+    for the first one and where either has no timestamp.
+    """
+    hours = np.diff(sequence.timestamp, prepend=sequence.timestamp[:1]) / 3600.0
+    known = (sequence.timestamp > 0) & (np.concatenate([[0], sequence.timestamp[:-1]]) > 0)
+    rated = np.isfinite(sequence.rating)
+    action = np.clip(np.rint(2 * np.where(rated, sequence.rating, 0)), 1, 10)
+    return {
+        "item": sequence.item.astype(np.int32),
+        "action": np.where(rated, action, 0).astype(np.int32),
+        "positive": sequence.positive.astype(np.float32),
+        "gap": np.where(known, np.log1p(np.maximum(hours, 0.0)), 0.0).astype(np.float32),
+    }
+
+
+def window_events(sequence: records.UserSequence, chosen: np.ndarray) -> np.ndarray:
+    """EVENT records of the chosen places of a sequence; the first of a window is nobody's next item."""
+    event = np.zeros(len(chosen), EVENT)
+    for name, values in event_features(sequence).items():
+        event[name] = values[chosen]
+    event["rank_weight"] = np.isfinite(sequence.rating[chosen])
+    event["next_weight"][1:] = event["positive"][1:]
+    return event
+
+
+def renamed(event: np.ndarray, item_of_I: np.ndarray) -> np.ndarray:
+    """EVENT records with their items looked up in `item_of_I`, without those that have none there."""
+    item = item_of_I[event["item"]]
+    event = event[item >= 0]
+    event["item"] = item[item >= 0]
+    event["next_weight"][:1] = 0
+    return event
