@@ -9,7 +9,7 @@ import pytest
 from hisam_jax.errors import UserError
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.items import _row
-from hisam_jax.models.rope import rope, rotate
+from hisam_jax.models.rope import rotate, rotation
 from tests.model_fixtures import ITEMS, LEVELS, small_batch, small_catalog, small_model, small_params
 
 VARIANTS = {
@@ -118,32 +118,41 @@ def test_flat_model_reads_fine_tokens_of_history(catalog):
     assert _input_gradients(model, params, batch, catalog, lambda state: state[0, 3, 0].sum())[0, :3].all()
 
 
+def _turned(x, item, slot, mode="hierarchical"):
+    where = jnp.array([[item]]), jnp.array([slot])
+    return rotate(x, rotation(*where, x.shape[-1], mode=mode, slots=5))
+
+
 def test_hierarchical_rope_depends_on_differences_of_item_and_slot_only():
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
     def score(item_q, slot_q, item_k, slot_k, mode="hierarchical"):
-        turned = [
-            rope(x, jnp.array([[item]]), jnp.array([slot]), mode=mode, slots=5)
-            for x, item, slot in ((q, item_q, slot_q), (k, item_k, slot_k))
-        ]
-        return float((turned[0] * turned[1]).sum())
+        return float((_turned(q, item_q, slot_q, mode) * _turned(k, item_k, slot_k, mode)).sum())
 
     assert score(7, 3, 4, 1) == pytest.approx(score(13, 4, 10, 2), abs=1e-5)
     assert score(7, 3, 4, 1) != pytest.approx(score(8, 3, 4, 1), abs=1e-3)
     assert score(7, 3, 4, 1) != pytest.approx(score(7, 4, 4, 1), abs=1e-3)
     assert score(2, 1, 1, 4, "flat") == pytest.approx(score(3, 0, 2, 3, "flat"), abs=1e-5)
-    halves = rotate(q[..., :4], jnp.full((1, 1, 1), 3), 1e4), q[..., 4:]
-    got = rope(q, jnp.array([[3]]), jnp.array([0]), mode="hierarchical", slots=5)
-    np.testing.assert_allclose(got, jnp.concatenate(halves, -1), atol=1e-6)
+    assert score(7, 3, 4, 1, "none") == score(1, 0, 9, 4, "none")
 
 
-def test_rotation_is_multiplication_by_a_unit_complex_number():
-    x = np.random.default_rng(1).normal(size=(3, 1, 8)).astype(np.float32)
-    position = np.array([0, 5, 100])
-    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * position[:, None, None] * 1e2 ** (-np.arange(4) / 4))
-    got = np.asarray(rotate(jnp.asarray(x), jnp.asarray(position), 1e2))
-    np.testing.assert_allclose(got, np.concatenate([turned.real, turned.imag], -1), atol=2e-5)
+@pytest.mark.parametrize(("mode", "parts"), [("hierarchical", 2), ("flat", 1)])
+def test_rotation_is_multiplication_by_a_unit_complex_number(mode, parts):
+    """Each part of the width is complex numbers, real halves first, turned by that part's position."""
+    x_BNTHD = np.random.default_rng(1).normal(size=(2, 3, 5, 2, 8)).astype(np.float32)
+    item_BN, slot_T = np.array([[0, 1, 7], [100, 3, 2]]), np.arange(5)
+    pairs = 4 // parts
+    places = [(item_BN[:, :, None] * 5 + slot_T, 1e4)]
+    if parts == 2:
+        places = [(item_BN[:, :, None] + 0 * slot_T, 1e4), (0 * item_BN[:, :, None] + slot_T, 1e2)]
+    want = []
+    for part, (place_BNT, base) in zip(np.split(x_BNTHD, parts, -1), places, strict=True):
+        angle = place_BNT[..., None, None] * base ** (-np.arange(pairs) / pairs)
+        turned = (part[..., :pairs] + 1j * part[..., pairs:]) * np.exp(1j * angle)
+        want += [turned.real, turned.imag]
+    got = rotate(jnp.asarray(x_BNTHD), rotation(jnp.asarray(item_BN), jnp.asarray(slot_T), 8, mode=mode, slots=5))
+    np.testing.assert_allclose(got, np.concatenate(want, -1), atol=5e-5)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(catalog):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from benchmarks.common import table
 from hisam_jax.kernels.anchor_attention import anchor_attention, count
 from hisam_jax.kernels.anchor_attention.core import Rule
 from hisam_jax.kernels.anchor_attention.tiles import Sizes
-from hisam_jax.models.rope import rope
+from hisam_jax.models.rope import rotate, rotation
 
 ITEMS, TOKENS, HEADS, WIDTH = (50, 256, 1024), 8, 4, 64
 INTRODUCTION = """\
@@ -42,8 +41,8 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 def _rotated(q, k, v) -> jax.Array:
     item_BN = jnp.broadcast_to(jnp.arange(q.shape[1]), q.shape[:2])
-    turn = functools.partial(rope, item_BN=item_BN, slot_T=jnp.arange(TOKENS), mode="hierarchical", slots=TOKENS)
-    return anchor_attention(turn(q), turn(k), v)
+    turns = rotation(item_BN, jnp.arange(TOKENS), WIDTH, mode="hierarchical", slots=TOKENS)
+    return anchor_attention(rotate(q, turns), rotate(k, turns), v)
 
 
 def markdown(result: Mapping[str, Any]) -> str:

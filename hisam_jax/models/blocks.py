@@ -16,7 +16,7 @@ from hisam_jax.kernels.anchor_attention.sharded import Axes, sharded_anchor_atte
 from hisam_jax.kernels.flat_attention import flat_attention
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.layers import Dropout, Einsum, GatedMLP, RMSNorm
-from hisam_jax.models.rope import rope
+from hisam_jax.models.rope import rotate
 from hisam_jax.sharding import BATCH, SPECS
 
 
@@ -47,7 +47,7 @@ class Attention(nn.Module):
     config: HMATConfig
 
     @nn.compact
-    def __call__(self, x_BNTD, item_BN, segment_BN, slots: int, past=None):
+    def __call__(self, x_BNTD, item_BN, turns, segment_BN, slots: int, past=None):
         """Returns `(out_BNTD, (k, v) to be cached)`; with `past = (k, v, valid)` items see it instead of each other."""
         c, dtype = self.config, self.config.compute_dtype
         heads, groups, width = c.heads, c.kv_heads, c.head_width
@@ -57,9 +57,7 @@ class Attention(nn.Module):
         k, v = kv[0], kv[1]
         if c.qk_norm:
             q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
-        slot_T = jnp.arange(x_BNTD.shape[2])
-        mode = c.rope if c.anchors or c.rope == "none" else "flat"
-        q, k = (rope(x, item_BN, slot_T, mode=mode, slots=slots) for x in (q, k))
+        q, k = rotate(q, turns), rotate(k, turns)
         if past is not None:
             out = self._continue(q, k, v, past, item_BN, slots)
         elif c.anchors:
@@ -114,12 +112,12 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BNTD, past, item_BN, segment_BN, valid_BM, slots):
+    def __call__(self, x_BNTD, past, item_BN, turns, segment_BN, valid_BM, slots):
         c = self.config
         drop = Dropout(c.dropout, self.deterministic)
         past = None if past is None else (*past, valid_BM)
         out, kept = Attention(c, name="attention")(
-            RMSNorm(name="norm_attention")(x_BNTD), item_BN, segment_BN, slots, past
+            RMSNorm(name="norm_attention")(x_BNTD), item_BN, turns, segment_BN, slots, past
         )
         x_BNTD = x_BNTD + drop(out)
         mlp = GatedMLP(c.mlp, c.dropout, (2 * c.layers) ** -0.5, c.compute_dtype, name="mlp")

@@ -13,6 +13,7 @@ from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.items import ItemEncoder
 from hisam_jax.models.layers import Dropout, Einsum, Embed, RMSNorm
+from hisam_jax.models.rope import rotation
 from hisam_jax.sharding import BATCH, SPECS, shard
 
 ACTIONS = 11  # 0 unknown, 1..10: half stars
@@ -22,7 +23,7 @@ def _recomputed(remat: str) -> type[nn.Module]:
     if remat == "none":
         return Block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "products" else None
-    return nn.remat(Block, prevent_cse=False, static_argnums=(6,), policy=policy)
+    return nn.remat(Block, prevent_cse=False, static_argnums=(7,), policy=policy)
 
 
 class HMAT(nn.Module):
@@ -102,12 +103,15 @@ class HMAT(nn.Module):
             self.blocks,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
         )
         past = None if cache is None else (cache.k, cache.v)
         valid_BM = None if cache is None else cache.valid_BM
-        x_BNTD, (k, v) = stack(c, deterministic, name="blocks")(x_BNTD, past, item_BN, segment_BN, valid_BM, self.slots)
+        mode, slot_T = c.rope if c.anchors or c.rope == "none" else "flat", jnp.arange(x_BNTD.shape[2])
+        turns = rotation(item_BN, slot_T, c.head_width, mode=mode, slots=self.slots)
+        places = item_BN, turns, segment_BN, valid_BM, self.slots
+        x_BNTD, (k, v) = stack(c, deterministic, name="blocks")(x_BNTD, past, *places)
         valid_BN, repeats = segment_BN > 0, k.shape[2] // segment_BN.shape[1]
         valid_BM = valid_BN if repeats == 1 else jnp.repeat(shard(valid_BN, jax.P(BATCH)), repeats, axis=1)
         return self.final_norm(x_BNTD), Cache(k, v, valid_BM)
