@@ -11,6 +11,7 @@ from benchmarks.parts import Page
 
 QUESTIONS = {
     "meshes": "Does a mesh change what is computed?",
+    "kills": "Does a run that is killed end as one that never was?",
     "sizes": "Do the shipped sizes fit their targets, and what limits them?",
     "weak_scaling": "What does a step cost as chips and rows grow together?",
     "input": "Does a step wait for its input?",
