@@ -202,6 +202,16 @@ def test_a_server_that_says_nothing_is_given_up(bucket, monkeypatch):
     silent.set()
 
 
+def test_a_server_that_falls_silent_in_the_middle_is_given_up(bucket, no_waiting, monkeypatch, tmp_path):
+    url, go_on = fill(bucket), threading.Event()
+    monkeypatch.setattr(stores, "SILENCE_S", 0.2)
+    bucket.before_body = lambda key: go_on.wait(30)
+    with pytest.raises(UserError, match="no whole answer .*Timeout"):
+        local(url)
+    go_on.set()
+    assert leftovers(tmp_path) == []
+
+
 def test_a_body_that_is_cut_short_leaves_nothing_and_the_next_call_goes_on(bucket, no_waiting, tmp_path):
     url = fill(bucket)
     bucket.cut = {"raw/a.csv"}

@@ -102,7 +102,9 @@ class Store:
             self.filesystem.get_file(entry.path, str(target), callback=_Stopping(stop), **streams)
         size = target.stat().st_size
         if size != entry.size:
-            problem = f"{size} bytes of {entry.path} came; it is cut short or changed while it was read"
+            problem = (
+                f"{size} bytes of {entry.path} came: it was cut short, changed while it was read, or is kept compressed"
+            )
             raise UserError(problem, path=self.url, field=self.field, expected=f"{entry.size} bytes", hint="try again")
 
     def put(self, name: str, content: bytes) -> str:
@@ -143,31 +145,32 @@ def open_store(url: str, field: str | None = None) -> Store:
         raise UserError(f"unknown protocol {protocol}:// of {url}", field=field, expected=expected)
     if not url.split("://", 1)[1].strip("/"):
         raise UserError(f"{url} names no bucket", field=field, expected=f"{protocol}://BUCKET/FOLDER")
+    kind = _ALIASES.get(protocol, protocol)
     with _one_line(url, field):
         try:
-            options = {"skip_instance_cache": True, "use_listings_cache": False, **_options(protocol)}
-            filesystem = _client(protocol)(**options | fsspec.config.conf.get(protocol, {}))
+            options = {"skip_instance_cache": True, "use_listings_cache": False, **_options(kind)}
+            filesystem = _client(kind)(**options | fsspec.config.conf.get(kind, {}))
+            if kind == "s3":
+                filesystem.retries = 2  # rounds of three attempts each
             path = filesystem._strip_protocol(url)
         except ImportError as error:
-            extra = _ALIASES.get(protocol, protocol) in _CREDENTIALS
-            expected = "pip install 'hisam_jax[remote]'" if extra else str(error)
+            expected = "pip install 'hisam_jax[remote]'" if kind in _CREDENTIALS else str(error)
             raise UserError(f"{protocol}:// needs a library ({error})", field=field, expected=expected) from error
     return Store(url, field, filesystem, path.rstrip("/"))
 
 
-def _client(protocol: str) -> type[fsspec.AbstractFileSystem]:
-    if _ALIASES.get(protocol, protocol) != "gs":
-        return fsspec.get_filesystem_class(protocol)
+def _client(kind: str) -> type[fsspec.AbstractFileSystem]:
+    if kind != "gs":
+        return fsspec.get_filesystem_class(kind)
     from gcsfs.core import GCSFileSystem  # the one that is registered asks a second service about each bucket first
 
     return GCSFileSystem
 
 
-def _options(protocol: str) -> dict[str, Any]:
+def _options(kind: str) -> dict[str, Any]:
     """Time limits, in the words of each library, and no tracebacks of theirs on the user's screen."""
     for name in ("gcsfs", "s3fs", "fsspec", "google", "aiobotocore", "botocore", "asyncio"):
         logging.getLogger(name).addHandler(logging.NullHandler())
-    kind = _ALIASES.get(protocol, protocol)
     if kind == "s3":
         limits = {"connect_timeout": CONNECT_S, "read_timeout": SILENCE_S}
         # One stream an object: parts of many megabytes each, of several objects at once, fill the memory.
@@ -175,8 +178,7 @@ def _options(protocol: str) -> dict[str, Any]:
     if kind == "gs":
         import aiohttp
 
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
-        return {"session_kwargs": {"timeout": limits}}
+        return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)}
     return {}
 
 
@@ -204,7 +206,9 @@ def _explained(error: Exception, url: str, field: str | None) -> UserError:
     refused = isinstance(error, PermissionError) or str(error).startswith("Forbidden")
     if refused or getattr(error, "code", None) in (401, 403) or re.search("Credential|Refresh|Token", kind):
         hint = _CREDENTIALS.get(_ALIASES.get(protocol, protocol))
-        return UserError(f"no permission ({said})", path=url, field=field, expected="credentials that may", hint=hint)
+        return UserError(
+            f"no permission ({said})", path=url, field=field, expected="credentials with access", hint=hint
+        )
     if isinstance(error, (ConnectionError, TimeoutError)) or re.search("Connect|Timeout|Payload", kind):
         expected, hint = "a server that answers", "check the network, and try again"
         return UserError(f"no whole answer ({said})", path=url, field=field, expected=expected, hint=hint)
