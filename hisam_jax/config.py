@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import ml_collections
 
 from hisam_jax.errors import UserError
+from hisam_jax.remote import local
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     Raises:
         UserError: no such file, no `get_config`, an unknown field (names the nearest), a value of another type.
     """
-    file = Path(path)
+    file = local(path, "config")
     if not file.is_file() or file.suffix != ".py":
         what = "not a Python file" if file.is_file() else "no such config file"
         raise UserError(what, path=file, expected="a .py file with get_config() -> ConfigDict")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hisam_jax.errors import UserError
+from hisam_jax.paths import output_path
 
 _MANY = 256  # files beyond which the whole system is flushed instead of each
 
@@ -43,7 +44,7 @@ def atomic_directory(path: str | os.PathLike, holds: str | None = None) -> Itera
     Raises:
         UserError: `path` is a file, or not ours to replace by `holds`; the disk is full.
     """
-    final = Path(path).absolute()  # '.' has no name to derive the scratch directory's from
+    final = output_path(path).absolute()  # '.' has no name to derive the scratch directory's from
     scratch, retired = (final.parent / f".{final.name}.{kind}" for kind in ("partial", "retired"))
     with full_disk_is_a_user_error(final):
         _make_folder(final.parent)
@@ -68,7 +69,7 @@ def atomic_directory(path: str | os.PathLike, holds: str | None = None) -> Itera
 
 def atomic_write(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a whole file or leaves what was there."""
-    final = Path(path)
+    final = output_path(path)
     data = content.encode() if isinstance(content, str) else content
     scratch = final.parent / f".{final.name}.partial"
     with full_disk_is_a_user_error(final):

@@ -47,7 +47,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="hisam",
         description="From raw interaction logs and a catalogue to semantic IDs, a trained model and recommendations.",
-        epilog="`hisam VERB --help` lists every flag of a verb with its unit and default.",
+        epilog="`hisam VERB --help` lists every flag of a verb with its unit and default. Wherever a path is read "
+        "it may be a gs:// or s3:// URL (pip install 'hisam_jax[remote]').",
     )
     parser.add_argument("--version", action="version", version=f"hisam {hisam_jax.__version__}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from hisam_jax.cli.common import Verb, count, names
 from hisam_jax.errors import UserError
+from hisam_jax.paths import output_path
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
@@ -86,12 +87,14 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     from hisam_jax.tokenizer.id_files import export_ids
     from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 
+    output_path(arguments.export, "--export")
     table = SemanticIDTable.load(_needed(arguments, "ids", "--export"))
     return {"files": export_ids(table, arguments.export), **_summary(table)}
 
 
 def _import(arguments: argparse.Namespace) -> dict[str, Any]:
     out, dataset = (_needed(arguments, name, "--import") for name in ("out", "dataset"))
+    output_path(out, "--out")
     from hisam_jax.data.dataset import Dataset
     from hisam_jax.files import atomic_directory
     from hisam_jax.tokenizer.id_files import ImportOptions, import_ids, writing

@@ -33,7 +33,7 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", metavar="DIR", required=True, help="a run that `hisam evaluate` has scored")
 
 
-def _report(arguments: argparse.Namespace) -> Path:
+def _report(arguments: argparse.Namespace) -> Path | str:
     from hisam_jax.evaluation.report import report
 
     return report(arguments.workdir)

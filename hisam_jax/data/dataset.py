@@ -15,6 +15,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from hisam_jax.data.records import UserSequence, decode
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_file
+from hisam_jax.remote import local
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -49,11 +50,12 @@ class Dataset:
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True) -> Dataset:
-        """Opens a prepared folder; `verify` also checks every file against its checksum.
+        """Opens a prepared folder, or a copy of one behind a URL; `verify` also checks every file against its checksum.
 
         Raises:
             UserError: no manifest (a killed run leaves none), another format, a file missing or altered.
         """
+        path = local(path, "dataset")
         manifest = read_manifest(path)
         check_files(path, manifest["files"], verify)
         return cls(path, manifest)

@@ -14,6 +14,7 @@ from hisam_jax.data.fetch import Client, fetch
 from hisam_jax.data.public_sets import PUBLIC_SETS, PublicSet, RemoteFile
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_directory, sha256_file
+from hisam_jax.paths import output_path
 
 RECEIPT = "SOURCE.json"
 
@@ -27,7 +28,7 @@ def download(name: str, out: str | Path, *, mirror: str | None = None, client: C
     Args:
         name: a key of `PUBLIC_SETS`.
         out: a folder that does not exist yet, is empty, or holds this set.
-        mirror: URL of a folder with the same file names, asked in place of the official one.
+        mirror: URL of a folder with the same file names (http, gs, s3), asked in place of the official one.
         client: retries, pauses and time limits.
 
     Returns:
@@ -37,7 +38,7 @@ def download(name: str, out: str | Path, *, mirror: str | None = None, client: C
         UserError: an unknown name, a folder with other things in it, a file that is not there, a wrong checksum or
             size, an archive with a path outside of it, or a server that does not answer.
     """
-    entry, final = _public_set(name), Path(out)
+    entry, final = _public_set(name), output_path(out, "out")
     if _is_done(entry, final):
         return final
     cache = final.parent / f".{final.name}.download"

@@ -1,4 +1,7 @@
-"""One file over HTTP, resumed by byte ranges: `NAME.partial` grows until it is whole and its checksum is right."""
+"""One file over HTTP, resumed by byte ranges: `NAME.partial` grows until it is whole and its checksum is right.
+
+From a bucket it comes as `hisam_jax.remote` brings it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -15,7 +19,9 @@ import urllib3
 from hisam_jax.data.public_sets import RemoteFile
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write, full_disk_is_a_user_error
+from hisam_jax.paths import scheme_of
 from hisam_jax.progress import progress_bar
+from hisam_jax.remote import local
 
 BLOCK = 1 << 18  # bytes
 PASSING = {408, 425, 429, 500, 502, 503, 504}
@@ -65,6 +71,8 @@ def fetch(remote: RemoteFile, folder: Path, client: Client) -> Path:
     if final.exists():
         return final
     partial = folder / f"{remote.name}.partial"
+    if scheme_of(remote.url) not in ("http", "https"):
+        return _copy(remote, partial, final)
     with requests.Session() as session, full_disk_is_a_user_error(folder):
         resumed = partial.exists()
         _transfer(session, remote.url, partial, client)
@@ -77,6 +85,21 @@ def fetch(remote: RemoteFile, folder: Path, client: Client) -> Path:
             raise UserError(f"wrong checksum {found} of {remote.url}", path=final, expected=checksum)
     partial.rename(final)
     _state(partial).unlink(missing_ok=True)
+    return final
+
+
+def _copy(remote: RemoteFile, partial: Path, final: Path) -> Path:
+    source, checksum = local(remote.url, "mirror"), remote.checksum
+    if checksum is None and remote.checksum_url is not None:
+        published = local(remote.checksum_url, "mirror")
+        checksum = _md5_in(published.read_text(errors="replace"))
+        if checksum is None:
+            raise UserError("no checksum", path=remote.checksum_url, field="mirror", expected="an MD5")
+    if checksum and (found := _digest(source, checksum)) != checksum:
+        raise UserError(f"wrong checksum {found} of {remote.url}", path=final, expected=checksum)
+    with full_disk_is_a_user_error(final.parent):
+        shutil.copyfile(source, partial)
+    partial.rename(final)
     return final
 
 
@@ -161,11 +184,16 @@ def _published(session: requests.Session, remote: RemoteFile, client: Client) ->
     except requests.RequestException as error:
         problem = f"no answer from {remote.checksum_url}: {error}"
         raise UserError(problem, field="url", expected="its checksum") from error
-    found = re.search(r"\b[0-9a-fA-F]{32}\b", response.text) if response.ok else None
+    found = _md5_in(response.text) if response.ok else None
     if found is None:
         problem = f"no checksum at {remote.checksum_url} (HTTP {response.status_code})"
         raise UserError(problem, field="url", expected="an MD5")
-    return f"md5:{found[0].lower()}"
+    return found
+
+
+def _md5_in(text: str) -> str | None:
+    found = re.search(r"\b[0-9a-fA-F]{32}\b", text)
+    return f"md5:{found[0].lower()}" if found else None
 
 
 def _digest(path: Path, like: str) -> str:

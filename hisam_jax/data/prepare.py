@@ -21,6 +21,7 @@ from hisam_jax.data.readers.base import RawData
 from hisam_jax.data.thumbnails import make_thumbnails
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_directory
+from hisam_jax.paths import output_path
 
 
 def prepare(
@@ -67,6 +68,8 @@ def prepare(
     given = {name: value for name, value in locals().items() if runner or not name.startswith("runner")}
     arguments = {name: _plain(value) for name, value in sorted(given.items())}
     _check_arguments(arguments)
+    out = output_path(out, "out")
+    cache_dir = None if cache_dir is None else output_path(cache_dir, "cache")
     started = time.monotonic()
     prepare_events = _on_beam(runner, runner_options or {}) if runner or runner_options else local_events.prepare_events
     options = {**({"seed": seed} if source == "shop" else {}), **(reader_options or {})}

@@ -16,8 +16,10 @@ from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import report_data, report_results, report_samples, report_tokenizer, report_training
 from hisam_jax.evaluation.report_pictures import Pictures
-from hisam_jax.files import atomic_write
+from hisam_jax.remote import local, write_results
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
+
+PAGE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +37,26 @@ class RunFiles:
     table: SemanticIDTable
 
 
-def report(workdir: str | os.PathLike) -> Path:
-    """Writes `RUN/report.html`; what the run does not have yet is left out with a word.
+def report(workdir: str | os.PathLike) -> Path | str:
+    """Writes `RUN/report.html` and gives its path or URL; what the run does not have yet is left out with a word.
 
     Raises:
         UserError: no run there, a file of it that cannot be read, or its dataset or IDs gone or changed since.
     """
     files = read_run(workdir)
-    page = files.workdir / "report.html"
-    atomic_write(page, render(files))
-    return page
+    return write_results(workdir, {PAGE: render(files)})[PAGE]
 
 
 def read_run(workdir: str | os.PathLike) -> RunFiles:
     """Reads a run's files, and the dataset and table of IDs that run.json names."""
-    folder = Path(workdir)
+    folder = local(workdir, "workdir", without=("checkpoints", "tensorboard", "profile"))
     if not (folder / "run.json").is_file():
         raise UserError("no run here (no run.json)", path=folder, expected="a folder that `hisam train` left")
     run, config = _json(folder / "run.json"), _json(folder / "config.json")
     for field in ("dataset", "ids"):
         if not isinstance(run.get(field), str):
             raise UserError("missing", path=folder / "run.json", field=field, expected=f"the path of the {field}")
-    dataset = Dataset.load(run["dataset"], verify=False)
+    dataset, ids = Dataset.load(run["dataset"], verify=False), local(run["ids"], "ids")
     was, now = run.get("split_checksum"), dataset.manifest["split"]["checksum"]
     if was is not None and was != now:
         hint = "prepare it again as it was, or train on what it is now"
@@ -68,9 +68,9 @@ def read_run(workdir: str | os.PathLike) -> RunFiles:
         metrics=_json_lines(folder / "metrics.jsonl"),
         evaluation=_json(folder / "evaluation.json"),
         samples=_json(folder / "samples.json"),
-        diagnostics=_json(Path(run["ids"]) / "diagnostics.json"),
+        diagnostics=_json(ids / "diagnostics.json"),
         dataset=dataset,
-        table=SemanticIDTable.load(run["ids"], dataset.items["item_id"].to_list()),
+        table=SemanticIDTable.load(ids, dataset.items["item_id"].to_list()),
     )
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,17 @@ from hisam_jax.errors import UserError
 from hisam_jax.evaluation import baselines, cold_start, summary
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.targets import RankingTargets, RetrievalTargets, ranking_targets, retrieval_targets
-from hisam_jax.files import atomic_write
 from hisam_jax.inference import scoring
 from hisam_jax.inference.recommend import recommend_items
 from hisam_jax.inference.run import Run, load_run
+from hisam_jax.remote import write_results
 
 
 def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
     """Scores a run's best checkpoint on the held-out events of a split.
 
     Leaves `RUN/evaluation.json`, `RUN/samples.json` and `RUN/predictions.npz` (per-target ranks and logits, for paired
-    comparisons). Another split than `test` has its name in these files' names.
+    comparisons), also where RUN is a URL. Another split than `test` has its name in these files' names.
 
     Raises:
         UserError: no run, or nothing to score in the split.
@@ -52,9 +51,12 @@ def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
     if not is_main():
         return result
     suffix = "" if split == "test" else f".{split}"
-    atomic_write(run.workdir / f"samples{suffix}.json", json.dumps(_samples(run, targets), indent=1))
-    _write_arrays(run.workdir / f"predictions{suffix}.npz", arrays)
-    atomic_write(run.workdir / f"evaluation{suffix}.json", json.dumps(result, indent=2) + "\n")
+    files = {
+        f"samples{suffix}.json": json.dumps(_samples(run, targets), indent=1),
+        f"predictions{suffix}.npz": _packed(arrays),
+        f"evaluation{suffix}.json": json.dumps(result, indent=2) + "\n",
+    }
+    write_results(run.workdir, files)
     return result
 
 
@@ -104,7 +106,7 @@ def _samples(run: Run, targets: RetrievalTargets, shown: int = 12, k: int = 10) 
     return out
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    atomic_write(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -17,6 +17,7 @@ from hisam_jax.evaluation.targets import Events, load_events
 from hisam_jax.inference.histories import SHORTEST
 from hisam_jax.inference.scorer import Scorer
 from hisam_jax.inference.scoring import HistoryReader
+from hisam_jax.remote import local
 from hisam_jax.training.assembly import Assembly, assemble
 from hisam_jax.training.checkpoints import load_params
 
@@ -29,9 +30,9 @@ def make_scorer(assembly: Assembly, params: Any, popularity_I: np.ndarray, short
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's folder with everything that scoring needs."""
+    """A run's folder with everything that scoring needs; `workdir` is where it was loaded from, maybe a URL."""
 
-    workdir: Path
+    workdir: str | os.PathLike
     info: dict[str, Any]
     assembly: Assembly
     scorer: Scorer
@@ -61,12 +62,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(workdir: Path, _: int) -> Run:
-    config = read_json(workdir / "config.json", "the resolved config of a run")
-    info = read_json(workdir / "run.json", "the record of a run")
+def _load(workdir: str | os.PathLike, folder: Path, _: int) -> Run:
+    config = read_json(folder / "config.json", "the resolved config of a run")
+    info = read_json(folder / "run.json", "the record of a run")
     assembly = assemble(info["dataset"], info["ids"], config)
-    _check_identity(info["identity"], assembly, workdir)
-    params = load_params(workdir, "best")
+    _check_identity(info["identity"], assembly, folder)
+    params = load_params(folder, "best")
     events = load_events(assembly.dataset)
     reader = HistoryReader(assembly.dataset, assembly.configs.data.window)
     return Run(workdir, info, assembly, make_scorer(assembly, params, popularity(events)), reader, events)
@@ -83,11 +84,11 @@ def _check_identity(then: dict[str, Any], assembly: Assembly, workdir: Path) -> 
 
 
 def load_run(workdir: str | os.PathLike) -> Run:
-    """Loads a run's best checkpoint with its dataset and IDs; the last one loaded is kept.
+    """Loads a run's best checkpoint with its dataset and IDs, each from a folder or URL; the last one loaded is kept.
 
     Raises:
         UserError: no run there, or its dataset or IDs are gone, torn or of another catalogue.
     """
-    folder = Path(workdir)
+    folder = local(workdir, "workdir", without=("tensorboard", "profile"))
     record = folder / "run.json"
-    return _load(folder, record.stat().st_mtime_ns if record.is_file() else 0)
+    return _load(workdir, folder, record.stat().st_mtime_ns if record.is_file() else 0)

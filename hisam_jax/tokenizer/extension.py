@@ -22,6 +22,8 @@ import polars as pl
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_directory
+from hisam_jax.paths import output_path
+from hisam_jax.remote import local
 from hisam_jax.tokenizer import collisions, registry
 from hisam_jax.tokenizer.assignment import assign, costs_of
 from hisam_jax.tokenizer.base import FeatureMap, FittedTokenizer, PresentMap
@@ -47,15 +49,16 @@ def extend_ids(ids: str | os.PathLike, dataset: str | os.PathLike, out: str | os
         UserError: no table, no tokenizer beside it (an imported table) or another one, features of another space,
             `out` is `ids`, no room left.
     """
+    ids, out = local(ids, "ids"), output_path(out, "out")
     table = SemanticIDTable.load(ids)
-    if not (Path(ids) / "tokenizer.json").is_file():
+    if not (ids / "tokenizer.json").is_file():
         raise UserError(
             f"no tokenizer beside the table (its IDs are {table.tokenizer.get('name', 'imported')!r})",
             path=ids,
             expected="a table that `hisam tokenize` left",
             hint="IDs that were imported cannot be extended; import them again with the new items",
         )
-    if Path(ids).resolve() == Path(out).resolve():
+    if ids.resolve() == out.resolve():
         raise UserError(
             "the table that is extended",
             path=out,
@@ -65,7 +68,7 @@ def extend_ids(ids: str | os.PathLike, dataset: str | os.PathLike, out: str | os
         )
     model, data = registry.load_tokenizer(ids), Dataset.load(dataset)
     extended, report = extend(table, model, data.items["item_id"], data.features, data.present)
-    model, found = _beside(Path(ids), table, model, data)
+    model, found = _beside(ids, table, model, data)
     lost = [VQ] if isinstance(model, Qarm) and VQ not in found else []
     with writing(out), atomic_directory(out, holds="codes.npy") as scratch:
         registry.save_tokenizer(model, scratch)

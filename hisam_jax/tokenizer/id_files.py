@@ -27,6 +27,8 @@ import polars as pl
 
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
+from hisam_jax.paths import output_path
+from hisam_jax.remote import local
 from hisam_jax.tokenizer import collisions
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.id_reading import AGAIN, META, beside, read_index, read_parquet
@@ -61,7 +63,7 @@ def export_ids(table: SemanticIDTable, path: str | os.PathLike) -> list[str]:
     """
     if not os.fspath(path):
         raise UserError("no name", field="export", expected="NAME.parquet or NAME.index.json")
-    path = Path(path)
+    path = output_path(path, "export")
     if path.is_dir():
         raise UserError("a folder", path=path, field="export", expected="the name of a file")
     with writing(path):
@@ -108,7 +110,7 @@ def _write_index(table: SemanticIDTable, path: Path) -> list[str]:
 def import_ids(
     path: str | os.PathLike, item_ids: Sequence[str] | pl.Series, options: ImportOptions | None = None
 ) -> SemanticIDTable:
-    """The table of the catalogue `item_ids`, in its order, from NAME.parquet or NAME.index.json.
+    """The table of the catalogue `item_ids`, in its order, from NAME.parquet or NAME.index.json, or the URL of one.
 
     A file that this package wrote gives the same table again, checksum and all. In any other, items with equal codes
     get a digit (or stay equal, by `options.collisions`), and the tokenizer is called "imported".
@@ -117,7 +119,7 @@ def import_ids(
         UserError: an unreadable file, a bad token, rows of several lengths, an item twice, missing or too many; a file
             of ours that was altered since, or that an option does not go with; digits that do not tell items apart.
     """
-    path, options = Path(path), options or ImportOptions()
+    path, options = local(path, "import", beside=_companions(path)), options or ImportOptions()
     if options.collisions not in (None, "digit", "none"):
         raise UserError(
             f"'{options.collisions}'",
@@ -126,9 +128,10 @@ def import_ids(
         )
     if not path.is_file():
         raise UserError("no such file", path=path, expected="NAME.parquet or NAME.index.json")
-    if path.suffix == ".parquet" and options.item_map is not None:
+    item_map = None if options.item_map is None else os.fspath(local(options.item_map, "item_map"))
+    if path.suffix == ".parquet" and item_map is not None:
         raise UserError("Parquet names its items", path=path, field="item_map", expected="it with an index only")
-    read = read_parquet(path) if path.suffix == ".parquet" else read_index(path, options.item_map)
+    read = read_parquet(path) if path.suffix == ".parquet" else read_index(path, item_map)
     found, full_IL, has_digit, about = read
     wanted = pl.Series("item_id", item_ids, dtype=pl.String)
     if wanted.is_empty():
@@ -143,6 +146,12 @@ def import_ids(
     full_IL = full_IL[rows]
     options = dataclasses.replace(options, last_is_digit=options.last_is_digit or has_digit)
     return _foreign(full_IL, wanted, path, options)
+
+
+def _companions(path: str | os.PathLike) -> list[str]:
+    """Names of what may lie beside an index."""
+    name = Path(os.fspath(path).rpartition("/")[2])
+    return [] if name.suffix == ".parquet" else [beside(name, ending).name for ending in (".item2id", ".levels.json")]
 
 
 def _lettered(full_IL: np.ndarray) -> list[tuple[str, np.ndarray]]:

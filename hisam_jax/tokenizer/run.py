@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -18,6 +17,7 @@ from hisam_jax import config as configs
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_directory
+from hisam_jax.paths import output_path
 from hisam_jax.progress import progress_bar
 from hisam_jax.tokenizer import collisions, diagnostics, registry
 from hisam_jax.tokenizer.alarms import AlarmConfig, Watch
@@ -37,7 +37,7 @@ def tokenize(
     """Fits the tokenizer that `config` names on training items, codes all items, resolves collisions, writes `out`.
 
     Args:
-        dataset: folder that `prepare` left.
+        dataset: folder that `prepare` left, or its URL.
         config: fields `name`, `seed`, `collisions`, a section called as the tokenizer, and optionally `alarms` (see
             `AlarmConfig`); a file or the config itself.
         out: folder for codes.npy, digit.npy, items.parquet, manifest.json, tokenizer.npz, tokenizer.json and
@@ -52,6 +52,7 @@ def tokenize(
         UserError: no such dataset, no features at all, an unknown tokenizer, field or policy; training that broke off,
             or with `alarms.strict` raised an alarm.
     """
+    output_path(out, "out")
     if not isinstance(config, ml_collections.ConfigDict):
         config = configs.load_config(config, overrides)
     configs.need(config, "name", "seed", "collisions")
@@ -122,7 +123,7 @@ def make_table(
 
 def load_ids(path: str | os.PathLike, data: Dataset) -> SemanticIDTable:
     """The table at `path`, checked to be this dataset's."""
-    return SemanticIDTable.load(Path(path), data.items["item_id"])
+    return SemanticIDTable.load(path, data.items["item_id"])
 
 
 @contextlib.contextmanager

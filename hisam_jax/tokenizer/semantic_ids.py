@@ -14,6 +14,7 @@ import polars as pl
 
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_directory, sha256_file, sha256_of
+from hisam_jax.remote import local
 from hisam_jax.tokenizer.base import Level
 
 FORMAT_VERSION = 1
@@ -103,13 +104,15 @@ class SemanticIDTable:
     ) -> SemanticIDTable:
         """Opens a table with its arrays memory-mapped; with `item_ids`, checks that it is that catalogue's.
 
+        `path` may be a URL, of which a copy is opened.
+
         `verify` reads everything once, against the checksums and the levels' ranges; without it opening a table takes
         the time of reading its manifest and item keys, whatever its size.
 
         Raises:
             UserError: no table there, another version, a file that is missing or altered, another catalogue.
         """
-        folder = Path(path)
+        folder = local(path, "ids")
         manifest = _read_manifest(folder)
         _check_files(folder, manifest["files"], verify)
         try:

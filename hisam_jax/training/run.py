@@ -35,6 +35,7 @@ from hisam_jax.files import atomic_write
 from hisam_jax.inference import scoring
 from hisam_jax.inference.run import make_scorer
 from hisam_jax.models.heads import make_frozen, make_objective, with_totals
+from hisam_jax.paths import as_given, output_path
 from hisam_jax.scaling.flops import Vocabulary, train_flops
 from hisam_jax.training import loop
 from hisam_jax.training.assembly import Assembly, assemble
@@ -53,8 +54,8 @@ def train(
     """Trains a model into `workdir`, or goes on where an earlier call was stopped.
 
     Args:
-        dataset: folder left by `prepare`.
-        ids: folder left by `tokenize` over that dataset.
+        dataset: folder left by `prepare`, or its URL.
+        ids: folder left by `tokenize` over that dataset, or its URL.
         config: sections `seed`, `model`, `data`, `training`, `evaluation`.
         workdir: gets config.json, run.json, metrics.jsonl, tensorboard/ and checkpoints/.
         mixture: folder of another dataset over the same items -> windows drawn from its training events for each one
@@ -66,9 +67,10 @@ def train(
     Raises:
         UserError: inputs that do not fit each other, a checkpoint of another configuration, a loss that is not finite.
     """
-    assembly, folder = assemble(dataset, ids, config), Path(workdir)
-    paths = {"dataset": os.fspath(Path(dataset).absolute()), "ids": os.fspath(Path(ids).absolute())}
-    paths |= {"mixture": dict(mixture)} if mixture else {}
+    folder = output_path(workdir, "workdir")
+    assembly = assemble(dataset, ids, config)
+    paths = {"dataset": as_given(dataset), "ids": as_given(ids)}
+    paths |= {"mixture": {as_given(path): weight for path, weight in mixture.items()}} if mixture else {}
     shares = [make_share(Dataset.load(path), weight, assembly.dataset) for path, weight in (mixture or {}).items()]
     mesh = assembly.mesh()
     _claim(folder, assembly)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from hisam_jax.data.encoders.base import Encoder, Features
@@ -14,6 +15,8 @@ from hisam_jax.data.encoders.pretrained import ClipImage, SentenceTransformerTex
 from hisam_jax.data.encoders.text import TfidfSvd
 from hisam_jax.data.encoders.word_vectors import WordVectors
 from hisam_jax.errors import UserError
+from hisam_jax.paths import is_url
+from hisam_jax.remote import local
 
 __all__ = ["Encoder", "Features", "Interactions", "encode_cached", "make_encoder"]
 
@@ -35,11 +38,12 @@ def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
     Args:
         modality: what the features are of.
         name: `tfidf_svd`, `word_vectors`, `sentence_transformers:<name or folder>`, `hog_color`,
-            `clip:<name or folder>`, `ppmi_svd` (with the option `interactions`), `precomputed:<file>` or `none`.
+            `clip:<name or folder>`, `ppmi_svd` (with the option `interactions`), `precomputed:<file>` or `none`; a
+            file or folder may be a URL.
         **options: fields of the encoder's dataclass, such as `dim` or `batch_size`.
 
     Raises:
-        UserError: an unknown name or option, a missing package, file or model folder.
+        UserError: an unknown name or option, a missing package, file or model folder; a URL that cannot be read.
     """
     known = _NAMED.get(modality, {}) | _ANY
     kind, _, argument = name.partition(":")
@@ -47,6 +51,9 @@ def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
     takes_argument = f"{kind}:<file>" in known or f"{kind}:<name or folder>" in known
     if cls is None or takes_argument != bool(argument):
         raise UserError(f"no {modality} encoder {name!r}", field=f"{modality}_encoder", expected=", ".join(known))
+    if argument and is_url(argument):
+        sidecar = [f"{argument.rpartition('/')[2]}.ids.txt"] if cls is Precomputed else []
+        argument = os.fspath(local(argument, f"{modality}_encoder", beside=sidecar))
     fixed = ({"modality": modality} if cls in _ANY.values() else {}) | ({"source": argument} if takes_argument else {})
     allowed = {field.name for field in dataclasses.fields(cls)} - set(fixed)
     for option in sorted(set(options) - allowed):

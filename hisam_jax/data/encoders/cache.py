@@ -15,13 +15,9 @@ import polars as pl
 from hisam_jax.data.encoders.base import Encoder, Features
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write, sha256_of
+from hisam_jax.paths import cache_directory
 
 _log = logging.getLogger(__name__)
-
-
-def cache_directory() -> Path:
-    """`$HISAM_CACHE`, or `~/.cache/hisam_jax`."""
-    return Path(os.environ.get("HISAM_CACHE") or Path.home() / ".cache" / "hisam_jax")
 
 
 def encode_cached(

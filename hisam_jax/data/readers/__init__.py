@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hisam_jax.data.readers.base import RawData
 from hisam_jax.errors import UserError
+from hisam_jax.remote import local
 
 # source -> module:function; imported when used
 READERS = {
@@ -27,8 +28,8 @@ def read(source: str, raw: str | Path, images: str | Path | None = None, **optio
 
     Args:
         source: a key of `READERS`.
-        raw: the folder of raw files.
-        images: a folder of pictures; which names are looked for is the reader's.
+        raw: the folder of raw files, or its URL.
+        images: a folder of pictures, or its URL; which names are looked for is the reader's.
         options: the reader's own, see `reader_options(source)`.
 
     Raises:
@@ -40,7 +41,8 @@ def read(source: str, raw: str | Path, images: str | Path | None = None, **optio
         if known is not None and name not in known:
             expected = f"one of {', '.join(known)}" if known else f"no option with source {source}"
             raise UserError(f"unknown option '{name}'", field=name, expected=expected)
-    return function(Path(raw), Path(images) if images is not None else None, **options)
+    pictures = None if images is None else local(images, "images")
+    return function(local(raw, "raw"), pictures, **options)
 
 
 def reader_options(source: str) -> dict[str, object] | None:
