@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from benchmarks.common import table
@@ -26,9 +27,16 @@ def run(quick: bool = False) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The table, and what limits each."""
     rows = [[str(cell["chips"]), cell["way"], *row(cell)] for cell in result["cells"]]
-    said = """
-One row a chip is little work for a whole copy's gradients: what is sent does not grow with the chips, and neither does
-the arithmetic of one, so the ratio of the two floors is the same from 8 chips to 256. More rows a chip move it towards
-arithmetic in proportion.
-"""
-    return NOTE + "\n" + table(["chips", "rows split by", *HEADINGS], rows) + said
+    said = "\n".join(_limits(cell) for cell in result["cells"] if "error" not in cell)
+    return NOTE + "\n" + table(["chips", "rows split by", *HEADINGS], rows) + "\n" + said
+
+
+def _limits(cell: dict[str, Any]) -> str:
+    """What the three floors are, and how many rows a chip would make arithmetic the largest."""
+    floor = {name: 1e3 * seconds for name, seconds in cell["floor_seconds"].items() if name != "limit"}
+    parts = ", ".join(f"{name} {ms:.1f} ms" for name, ms in floor.items())
+    start = f"- {cell['chips']} chips, `{cell['way']}`: {parts}"
+    needed = math.ceil(max(floor["memory"], floor["links"]) / floor["arithmetic"])
+    if needed <= 1:
+        return start + "; arithmetic limits it already with one row a chip."
+    return start + f"; from {needed} rows a chip on, arithmetic would, as the others do not grow with rows."

@@ -191,13 +191,18 @@ def _has_events(element: Mapping[str, np.ndarray]) -> bool:
 
 def _batches(windows: grain.MapDataset, codes_IL: np.ndarray, config: PipelineConfig) -> grain.IterDataset:
     """One stream's rows of every batch."""
-    rows = config.rows // config.streams
     # a future for each short record costs more than reading it: one thread, at the end, overlaps it all with the step
     stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    return pack(stream, codes_IL, config)
+
+
+def pack(windows: grain.IterDataset, codes_IL: np.ndarray, config: PipelineConfig) -> grain.IterDataset:
+    """Windows packed into a stream's rows of every batch, a few ahead of the reader."""
+    rows = config.rows // config.streams
     packed = grain.experimental.FirstFitPackIterDataset(
-        stream,
+        windows,
         length_struct={"event": config.items_per_row},
         num_packing_bins=max(PACKING_BINS, rows),
         seed=config.seed,
