@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -221,3 +223,12 @@ def test_help_gives_defaults_as_they_are(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "between a token_seq's words (default: a space)" in text
     assert "item titles (default: the usual name where there is one)" in text
+
+
+def test_a_device_without_memory_is_one_line(monkeypatch, capsys):
+    """JAX's own error, for real: more than any machine has."""
+    monkeypatch.setattr("hisam_jax.training.run.train", lambda *_: jax.block_until_ready(jnp.zeros(2**50, jnp.float32)))
+    config = Path(__file__).parents[1] / "configs" / "shop.py"
+    arguments = ["train", "--dataset", "d", "--ids", "i", "--config", config, "--workdir", "w"]
+    said = _refusal(capsys, *arguments)
+    assert "memory is full" in said and "hisam compile" in said

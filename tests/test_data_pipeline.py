@@ -245,3 +245,16 @@ def test_impossible_shapes_are_refused_by_name(field, value):
 def test_no_training_event_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="0 training events"):
         make_pipeline(write_records(tmp_path, make_sequences([0, 0])), CODES_IL, PipelineConfig())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_breaks_while_it_is_read_is_one_line(tmp_path, workers):
+    dataset = tiny_dataset(tmp_path / "dataset", users=400)
+    stream = make_pipeline(dataset, CODES_IL, PipelineConfig(items_per_row=24, rows=4, window=24, workers=workers))
+    for shard in dataset.record_paths:
+        with open(shard, "r+b") as file:
+            file.seek(200)
+            file.write(bytes(60_000))
+    with pytest.raises(UserError, match="a record is damaged") as caught:
+        batches_of(stream, 400)
+    assert str(dataset.path) in str(caught.value) and "\n" not in str(caught.value)

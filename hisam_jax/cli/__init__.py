@@ -37,6 +37,10 @@ def _outcome(argv: Sequence[str]) -> int:
         if error.errno not in MENDABLE:
             raise
         return _refuse(UserError(error.strerror, path=error.filename))
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refuse(_out_of_memory(error))
     except KeyboardInterrupt:
         print("hisam: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -69,6 +73,15 @@ def _run(argv: Sequence[str]) -> int:
     if distributed.is_main():
         write_result(result)
     return DONE
+
+
+def _out_of_memory(error: RuntimeError) -> UserError:
+    """JAX's error, whose first line says how much was asked for and nothing of what to do."""
+    said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    return UserError(
+        f"a device's memory is full ({said})", field="data.rows, model.remat, mesh.fsdp",
+        expected="a step that fits", hint="`hisam compile` says what would fit without trying it",
+    )  # fmt: skip
 
 
 def _refuse(error: UserError) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from hisam_jax.config import check_least
+from hisam_jax.data import records
 from hisam_jax.data.endless import EndlessShop
 from hisam_jax.data.mixture import Share
 from hisam_jax.data.windows import EVENT, ReadWindow, WindowIndex
@@ -20,6 +22,7 @@ from hisam_jax.errors import UserError
 if TYPE_CHECKING:
     from hisam_jax.data.dataset import Dataset
 
+DAMAGED = ("Riegeli/records", records.NOT_A_RECORD)  # what ArrayRecord says of a broken file, and we of a broken record
 PACKING_BINS = 64  # open rows of the first-fit packer: more leave less padding and mix more of two epochs
 Batch = dict[str, np.ndarray]
 
@@ -78,9 +81,10 @@ class Pipeline:
     parts: Mapping[int, grain.IterDataset]
     config: PipelineConfig
     mixture: tuple[Mapping[str, Any], ...] = ()
+    path: str | os.PathLike = ""
 
     def __iter__(self) -> BatchIterator:
-        return BatchIterator({stream: iter(part) for stream, part in self.parts.items()})
+        return BatchIterator({stream: iter(part) for stream, part in self.parts.items()}, self.path)
 
     def identity(self) -> dict[str, Any]:
         """What a saved position depends on: restored under another one, it would go on with the wrong data."""
@@ -90,17 +94,27 @@ class Pipeline:
 class BatchIterator:
     """Batches of several streams side by side, in the streams' order; ends with the first stream that ends."""
 
-    def __init__(self, parts: Mapping[int, grain.DatasetIterator]):
-        self.parts = dict(sorted(parts.items()))
+    def __init__(self, parts: Mapping[int, grain.DatasetIterator], path: str | os.PathLike = ""):
+        self.parts, self.path = dict(sorted(parts.items())), path
 
     def __iter__(self) -> BatchIterator:
         return self
 
     def __next__(self) -> Batch:
-        batches = [next(part) for part in self.parts.values()]
+        batches = [self._next(part) for part in self.parts.values()]
         if len(batches) == 1:
             return batches[0]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def _next(self, part: grain.DatasetIterator) -> Batch:
+        try:
+            return next(part)
+        except (RuntimeError, ValueError) as error:
+            if not any(sign in str(error) for sign in DAMAGED):
+                raise
+            what = f"a record is damaged ({str(error).splitlines()[0]})"
+            hint = "it was whole when it was opened; restore it or run `hisam prepare` again, then go on"
+            raise UserError(what, path=self.path, hint=hint) from error
 
     def get_state(self) -> dict[str, Any]:
         """Each stream's position by its number, as JSON."""
@@ -154,7 +168,7 @@ def make_pipeline(
         stream: _batches(_stream(stream, own, others, weights, config), codes_IL, config)
         for stream in (range(config.streams) if streams is None else streams)
     }
-    return Pipeline(parts, config, tuple(share.identity() for share in mixture))
+    return Pipeline(parts, config, tuple(share.identity() for share in mixture), dataset.path)
 
 
 def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | None = None) -> grain.MapDataset:

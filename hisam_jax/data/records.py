@@ -18,6 +18,7 @@ FIELDS = {  # widest first, so that every column of a record is aligned
     "split": np.dtype("u1"),
 }
 _HEADER = struct.Struct("<4sIII")  # magic, user, events, zero (keeps the int64 column at a multiple of 8)
+NOT_A_RECORD = "not a sequence record"
 _MAGIC = b"HSQ1"
 _EVENT_BYTES = sum(dtype.itemsize for dtype in FIELDS.values())
 
@@ -62,7 +63,7 @@ def decode(record: bytes) -> UserSequence:
     whole = len(record) >= _HEADER.size
     magic, user, events, _ = _HEADER.unpack_from(record) if whole else (b"", 0, 0, 0)
     if magic != _MAGIC or len(record) != _HEADER.size + events * _EVENT_BYTES:
-        raise ValueError(f"not a sequence record: {len(record)} bytes that begin with {record[:4]!r}")
+        raise ValueError(f"{NOT_A_RECORD}: {len(record)} bytes that begin with {record[:4]!r}")
     columns, offset = {}, _HEADER.size
     for name, dtype in FIELDS.items():
         columns[name] = np.frombuffer(record, dtype, events, offset)

@@ -1,0 +1,68 @@
+"""PyTorch's DataLoader in the place of Grain's reader: the same windows, functions and packer."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.data.pipeline import BatchIterator, PipelineConfig, pack
+from hisam_jax.data.windows import ReadWindow, WindowIndex
+
+INSTALLED = importlib.util.find_spec("torch") is not None
+
+
+class Windows:
+    """Random access to the windows of an epoch, as DataLoader wants it."""
+
+    def __init__(self, dataset: Dataset, config: PipelineConfig):
+        self.index = WindowIndex.of(dataset.users["train_events"].to_numpy(), config.window)
+        source = grain.sources.ArrayRecordDataSource(dataset.record_paths)
+        self.read = ReadWindow(source, config.window, config.seed, len(self.index))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
+        return self.read.map_with_index(place, self.index[place])
+
+
+class _Stream(grain.IterDataset):
+    """DataLoader's elements as Grain's packer takes them."""
+
+    def __init__(self, loader: Any):
+        super().__init__()
+        self.loader = loader
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _Elements(self.loader)
+
+
+class _Elements(grain.DatasetIterator):
+    def __init__(self, loader: Any):
+        super().__init__()
+        self.rest: Iterator[Any] = (element for part in loader for element in part)
+
+    def __next__(self) -> Any:
+        return next(self.rest)
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError("a DataLoader has no position")
+
+
+def batches(dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, workers: int) -> BatchIterator:
+    """Packed batches of one epoch, shuffled, 64 windows to a message of a worker."""
+    import torch
+
+    options = {"multiprocessing_context": "forkserver", "prefetch_factor": 4} if workers else {}
+    loader = torch.utils.data.DataLoader(
+        Windows(dataset, config), batch_size=64, shuffle=True, num_workers=workers, collate_fn=list, **options
+    )
+    return BatchIterator({0: iter(pack(_Stream(loader), codes_IL, config))})
