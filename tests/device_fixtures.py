@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiles; runs slower
 HERE = Path(__file__).resolve().parent
 
 

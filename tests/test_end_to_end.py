@@ -16,14 +16,15 @@ from hisam_jax.inference.recommend import recommend
 from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.training.run import train
 
+FOR_SHORT_TESTS = ("XLA_FLAGS", "PJRT_NPROC", "JAX_CPU_ENABLE_ASYNC_DISPATCH")
 MARGIN = 2.5  # the shop's own Markov chain over leaves stands at about eight times popularity
 
 
 @pytest.mark.slow
 def test_the_shop_is_learnt_from_raw_logs_to_recommendations(tmp_path):
-    """In a process of its own, without the suite's quick compilation: here it is the programs that take the time."""
+    """In a process of its own, without the suite's quick compilation and patient dispatch: here it is the programs that take the time."""
     here = Path(__file__).resolve()
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env = {name: value for name, value in os.environ.items() if name not in FOR_SHORT_TESTS}
     env["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here.parents[1]), env.get("PYTHONPATH", "")])
     script = "import pathlib, sys, test_end_to_end as t; t.learn(pathlib.Path(sys.argv[1]))"
     done = subprocess.run(

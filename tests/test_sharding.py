@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hisam_jax.errors import UserError
 from hisam_jax.sharding import AXES, SPECS, MeshConfig, fit, names, padded_rows, shard
-from tests.device_fixtures import QUICKLY, run_on_devices
+from tests.device_fixtures import run_on_devices
 
 SINGLE = ("data=2", "fsdp=2", "tensor=2", "context=2")
 MIXED = ("data=2,fsdp=2,tensor=2", "fsdp=2,tensor=2,context=2", "data=2,context=4")  # every pair of axes is in one
@@ -20,7 +20,7 @@ TOLERANCE = 2e-5  # of a loss near 12, in float32: sums over devices add in anot
 
 @pytest.fixture(scope="module")
 def trained() -> dict:
-    return run_on_devices("mesh_fixtures.py", "20", "", *MESHES, flags=QUICKLY, timeout=500)
+    return run_on_devices("mesh_fixtures.py", "20", "", *MESHES, timeout=500)
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ from typing import Any
 
 from benchmarks.common import table
 from hisam_jax.sharding import AXES
-from tests.device_fixtures import QUICKLY, run_on_devices
+from tests.device_fixtures import run_on_devices
 
 STEPS = 20
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def run(quick: bool = False) -> dict[str, Any]:
