@@ -22,7 +22,7 @@ MARGIN = 2.5  # the shop's own Markov chain over leaves stands at about eight ti
 
 @pytest.mark.slow
 def test_the_shop_is_learnt_from_raw_logs_to_recommendations(tmp_path):
-    """In a process of its own, without the suite's quick compilation and patient dispatch: here it is the programs that take the time."""
+    """In a process of its own, without the suite's quick compilation: here it is the programs that take the time."""
     here = Path(__file__).resolve()
     env = {name: value for name, value in os.environ.items() if name not in FOR_SHORT_TESTS}
     env["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here.parents[1]), env.get("PYTHONPATH", "")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ class _Stream(grain.IterDataset):
 class _Elements(grain.DatasetIterator):
     def __init__(self, loader: Any):
         super().__init__()
-        self.rest: Iterator[Any] = (element for part in loader for element in part)
+        self.rest: Iterator[Any] = (element for _ in itertools.count() for part in loader for element in part)
 
     def __next__(self) -> Any:
         return next(self.rest)
@@ -58,7 +59,7 @@ class _Elements(grain.DatasetIterator):
 
 
 def batches(dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, workers: int) -> BatchIterator:
-    """Packed batches of one epoch, shuffled, 64 windows to a message of a worker."""
+    """Packed batches without end, shuffled, 64 windows to a message of a worker."""
     import torch
 
     options = {"multiprocessing_context": "forkserver", "prefetch_factor": 4} if workers else {}

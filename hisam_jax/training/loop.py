@@ -170,7 +170,7 @@ class _Run:
         """Steps until there is a reason to stop; ends evaluated and saved."""
         while not self._at_the_end():
             self._evaluate_and_save()
-            if self._at_the_end() or self._asked_to_leave():
+            if self.memory.stopped is not None or self._asked_to_leave():
                 break
             before = time.monotonic()
             batch = next(self.iterator, None)
