@@ -35,8 +35,14 @@ def real_data() -> Path:
     return root
 
 
-LONGEST = ("test_end_to_end", "test_compilation", "test_training_processes", "test_sharding", "test_runs")
-LONGEST += ("test_remote",)
+LONGEST = (
+    "test_end_to_end",
+    "test_compilation",
+    "test_training_processes",
+    "test_sharding",
+    "test_runs",
+    "test_remote",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

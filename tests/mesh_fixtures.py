@@ -153,8 +153,8 @@ def parsed(text: str) -> MeshConfig:
 def dst_losses() -> dict:
     """DST's losses on all devices, and on one."""
     features, present, _ = planted(items=512)
-    config = DSTConfig(steps=40, batch_size=64, shared=(16,), specific={"text": (8,), "image": (8,)})
-    config = dataclasses.replace(config, settle_iterations=0)  # which one device does
+    codes = {"shared": (16,), "specific": {"text": (8,), "image": (8,)}}
+    config = DSTConfig(steps=40, batch_size=64, settle_iterations=0, **codes)  # one device settles the codebooks
 
     def losses() -> list[float]:
         return [row["loss"] for row in fit_dst(config, features, present, np.ones(512, bool), seed=0).history]

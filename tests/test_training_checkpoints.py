@@ -17,17 +17,16 @@ import numpy as np
 import pytest
 import training_fixtures
 from fixtures import tiny_dataset
+from run_fixtures import equal, lines
 from training_fixtures import CONFIG, compile_once, init_fn, loss_fn, pipeline_of, same_group  # noqa: F401
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
-from hisam_jax.training import checkpoints, watching
+from hisam_jax.training import checkpoints
 from hisam_jax.training.assembly import Assembly
 from hisam_jax.training.loop import train
-from hisam_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-TIMES = ("seconds", "items_per_second", *watching.TIMES)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,14 +51,6 @@ def workdir(finished, tmp_path) -> Path:
 def run(dataset, workdir, config=CONFIG, init=init_fn, pipeline=None, **options):
     options = {"evaluators": [same_group], **options}
     return train(loss_fn, init, pipeline or (lambda: pipeline_of(dataset)), config, workdir, **options)
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir / "metrics.jsonl")]
-
-
-def equal(first, second) -> bool:
-    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), first, second))
 
 
 def start(*arguments: str) -> subprocess.Popen:

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import tiny_dataset
+from run_fixtures import equal, lines
 from training_fixtures import CONFIG, compile_once, init_fn, loss_fn, pipeline_of, same_group  # noqa: F401
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
-from hisam_jax.training import checkpoints, watching
+from hisam_jax.training import checkpoints
 from hisam_jax.training.config import TrainingConfig
 from hisam_jax.training.loop import train
 from hisam_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-TIMES = ("seconds", "items_per_second", *watching.TIMES)
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +41,6 @@ def whole(dataset, tmp_path_factory):
 def run(dataset: Dataset, workdir: Path, config: TrainingConfig = CONFIG, **options):
     options = {"evaluators": [same_group], **options}
     return train(loss_fn, init_fn, lambda: pipeline_of(dataset), config, workdir, **options)
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [
-        {name: value for name, value in row.items() if name not in TIMES}
-        for row in read_metrics(workdir / "metrics.jsonl")
-    ]
-
-
-def equal(first, second) -> bool:
-    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), first, second))
 
 
 def key_of(step: int):

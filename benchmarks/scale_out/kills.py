@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -12,19 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from benchmarks.common import table
 from hisam_jax.progress import progress
 from hisam_jax.training import checkpoints
-from hisam_jax.training.metrics import read_metrics
-from hisam_jax.training.watching import TIMES
 from tests.process_fixtures import finish, make_problem, start, train
+from tests.run_fixtures import equal, lines
 
 ENDINGS = {"kill -9, at random": 6, "kill -9, inside a save": 4, "SIGTERM, at random": 3}
 OFTEN = ("--config.training.save_every=2", "--config.training.steps=120", "--config.training.log_every=2")
-UNEQUAL = ("seconds", "items_per_second", *TIMES)
 INSIDE = "*.orbax-checkpoint-tmp*"
 
 
@@ -64,8 +58,9 @@ def _disturbed(folder: Path, processes: int, endings: list[str], seconds: float,
     code, said = finish(start(folder, processes, 1, *train(folder, name, *OFTEN)))
     assert code == 0, said
     torn += "ignored the incomplete checkpoint" in said
-    same = {"metrics": _lines(folder / f"alone{processes}") == _lines(folder / name)}
-    same |= {which: _equal(folder / f"alone{processes}", folder / name, which) for which in ("last", "best")}
+    runs = folder / f"alone{processes}", folder / name
+    same = {"metrics": lines(runs[0]) == lines(runs[1])}
+    same |= {which: equal(*(checkpoints.load_params(run, which) for run in runs)) for which in ("last", "best")}
     return {"hit": hit, "torn": torn, "same": same}
 
 
@@ -91,16 +86,6 @@ def _environment(pid: int) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""
-
-
-def _lines(workdir: Path) -> str:
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return json.dumps([{name: value for name, value in row.items() if name not in UNEQUAL} for row in rows])
-
-
-def _equal(one: Path, other: Path, which: str) -> bool:
-    first, second = checkpoints.load_params(one, which), checkpoints.load_params(other, which)
-    return bool(jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), first, second)))
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class Dataset:
     @property
     def num_items(self) -> int:
         return len(self.items)
+
+    def item_index(self, ids: Sequence[str]) -> np.ndarray:
+        """int32: the item index of each id, -1 of those that are no item here."""
+        index = {name: item for item, name in enumerate(self.items["item_id"].to_list())}
+        return np.array([index.get(name, -1) for name in ids], np.int32)
 
     def sequence(self, user: int) -> UserSequence:
         """The events of one user index, oldest first."""

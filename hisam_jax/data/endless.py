@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
 from hisam_jax.config import build
 from hisam_jax.data import records
@@ -92,12 +91,12 @@ def shop_of(dataset: Dataset) -> ShopConfig:
 
 def _index_in(dataset: Dataset, config: ShopConfig) -> np.ndarray:
     """The dataset's item of each one of the shop's, -1 where it was dropped."""
-    ours = dataset.items.select("item_id", "title").with_row_index("index")
-    shop = item_table(config).select(pl.col("item").alias("item_id"), pl.col("title").fill_null("").alias("made"))
-    joined = shop.join(ours, on="item_id", how="left", maintain_order="left")
-    if not (joined["made"].eq(joined["title"]) | joined["index"].is_null()).all():
+    made = item_table(config)
+    item_of_I = dataset.item_index(made["item"].to_list())
+    known_I = item_of_I >= 0
+    if made["title"].fill_null("").filter(known_I).to_list() != dataset.items["title"][item_of_I[known_I]].to_list():
         raise UserError(
             "the shop makes other items than when this was prepared", path=dataset.path, field="data.endless",
             expected="a dataset of this version", hint="run `hisam prepare` again",
         )  # fmt: skip
-    return joined["index"].cast(pl.Int32).fill_null(-1).to_numpy()
+    return item_of_I

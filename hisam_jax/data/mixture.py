@@ -41,8 +41,7 @@ def make_share(dataset: Dataset, weight: float, main: Dataset) -> Share:
     """
     if not (math.isfinite(weight) and weight > 0):
         raise UserError(f"weight {weight} of {dataset.path}", field="mixture", expected="a number above 0")
-    index = {item: i for i, item in enumerate(main.items["item_id"].to_list())}
-    item_of_I = np.array([index.get(item, -1) for item in dataset.items["item_id"].to_list()], np.int32)
+    item_of_I = main.item_index(dataset.items["item_id"].to_list())
     if (item_of_I < 0).all():
         raise UserError(
             f"none of its {len(item_of_I):,} items is known", path=dataset.path, field="mixture",

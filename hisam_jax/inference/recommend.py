@@ -82,14 +82,12 @@ def _of_user(run: Run, user: str) -> tuple[History, np.ndarray]:
 
 
 def _of_items(run: Run, history: Sequence[str]) -> tuple[History, np.ndarray]:
-    ids = run.assembly.dataset.items["item_id"].to_list()
-    index = {item: row for row, item in enumerate(ids)}
-    unknown = [item for item in history if item not in index]
+    dataset = run.assembly.dataset
+    item = dataset.item_index(history)
+    unknown = [name for name, row in zip(history, item, strict=True) if row < 0]
     if unknown:
-        raise UserError(
-            f"no item {unknown[0]!r}", path=run.assembly.dataset.path, field="history", expected=_near(unknown[0], ids)
-        )
-    item = np.array([index[name] for name in history], np.int32)
+        expected = _near(unknown[0], dataset.items["item_id"].to_list())
+        raise UserError(f"no item {unknown[0]!r}", path=dataset.path, field="history", expected=expected)
     past = History(item, np.zeros_like(item), np.zeros(len(item), np.float32))
     return past.latest(run.scorer.window), np.unique(item)
 

@@ -108,8 +108,8 @@ class HMAT(nn.Module):
         )
         past = None if cache is None else (cache.k, cache.v)
         valid_BM = None if cache is None else cache.valid_BM
-        mode, slot_T = c.rope if c.anchors or c.rope == "none" else "flat", jnp.arange(x_BNTD.shape[2])
-        turns = rotation(item_BN, slot_T, c.head_width, mode=mode, slots=self.slots)
+        mode = c.rope if c.anchors or c.rope == "none" else "flat"
+        turns = rotation(item_BN, jnp.arange(x_BNTD.shape[2]), c.head_width, mode=mode, slots=self.slots)
         places = item_BN, turns, segment_BN, valid_BM, self.slots
         x_BNTD, (k, v) = stack(c, deterministic, name="blocks")(x_BNTD, past, *places)
         valid_BN, repeats = segment_BN > 0, k.shape[2] // segment_BN.shape[1]
