@@ -11,6 +11,7 @@ import pytest
 from fixtures import tiny_dataset
 from test_data_pipeline import batches_of, same, segments
 
+from hisam_jax.data.blocks import BLOCK
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.endless import EndlessShop, shop_of
 from hisam_jax.data.mixture import make_share
@@ -93,11 +94,11 @@ def shop(tmp_path_factory) -> Dataset:
 def test_an_endless_shop_goes_on_behind_the_dataset_s_users(shop):
     config = shop_of(shop)
     size = block_size(make_catalogue(config))
-    source = EndlessShop(shop, window=400, seed=0, lanes=1)
+    source = EndlessShop(shop, window=400, seed=0)
     index = {name: i for i, name in enumerate(shop.items["item_id"].to_list())}
     for place, user in enumerate(itertools.islice(stream_users(config, size), 30)):
         want = [index[f"p{item:07d}"] for item in user.item if f"p{item:07d}" in index]
-        assert source[place]["event"]["item"].tolist() == want
+        assert source.read([place])[0]["item"].tolist() == want
     assert len(index) < config.items, "some items are dropped here"
 
 
@@ -109,11 +110,17 @@ def test_no_user_of_an_endless_shop_comes_twice(shop, streams):
     assert max(len(part["item"]) for part in found) == 8
 
 
-def test_lanes_are_the_same_users_in_another_order(shop):
+@pytest.mark.parametrize(("streams", "workers"), [(2, 1), (1, 2), (2, 3)])
+def test_lanes_are_the_same_users_in_another_order(shop, streams, workers):
     size = block_size(make_catalogue(shop_of(shop)))
-    one, two = (EndlessShop(shop, 16, 0, lanes) for lanes in (1, 2))
-    for user in (0, 1, size - 1):
-        np.testing.assert_array_equal(two[2 * user + 1]["event"], one[size + user]["event"])
+    one, many = EndlessShop(shop, 16, 0), EndlessShop(shop, 16, 0, streams, workers)
+    lanes = streams * workers
+    rounds = -(-size // BLOCK)  # blocks of places that a lane's simulated users fill
+    places = range(rounds * BLOCK * lanes)
+    found = [event.tobytes() for event in many.read(places)]
+    known = [event.tobytes() for event in one.read(range(2 * lanes * size))]
+    assert len(set(found)) == len(found) and set(found) <= set(known)
+    assert {event for event in found} >= set(known[: lanes * size])
 
 
 def test_an_endless_shop_goes_on_exactly(shop):
@@ -123,10 +130,9 @@ def test_an_endless_shop_goes_on_exactly(shop):
 
 def test_reading_processes_of_an_endless_shop_take_turns(shop):
     config = PipelineConfig(items_per_row=64, rows=4, window=16, endless=True)
-    size = block_size(make_catalogue(shop_of(shop)))
     helped = batches_of(make_pipeline(shop, CODES_IL, dataclasses.replace(config, workers=2)), 3)
-    source = EndlessShop(shop, 16, 0, 2)
-    known = {source[place]["event"]["item"].tobytes() for place in range(2 * size)}
+    source = EndlessShop(shop, 16, 0, workers=2)
+    known = {event["item"].tobytes() for event in source.read(range(16 * BLOCK))}
     assert {part["item"].tobytes() for part in segments(helped)} <= known
 
 
@@ -144,7 +150,7 @@ def test_a_shop_of_another_version_is_refused(shop):
     changed = Dataset(shop.path, shop.manifest)
     changed.items = changed.items.with_columns(title=changed.items["title"] + " of old")
     with pytest.raises(UserError, match="other items than when this was prepared"):
-        EndlessShop(changed, 16, 0, 1)
+        EndlessShop(changed, 16, 0)
 
 
 def goes_on_exactly(stream, stop: int) -> bool:

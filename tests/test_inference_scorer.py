@@ -14,6 +14,7 @@ VARIANTS = [
     {},
     {"strict": True, "window": 3},
     {"anchors": False},
+    {"anchor_token": False},
     {"actions": True, "ranking": 1.0, "window": 4},
     {"anchors": False, "actions": True, "ranking": 1.0},
 ]

@@ -15,6 +15,7 @@ from tests.model_fixtures import ITEMS, LEVELS, small_batch, small_catalog, smal
 VARIANTS = {
     "hmat": {},
     "strict": {"strict": True},
+    "last_code": {"anchor_token": False},
     "actions": {"actions": True, "ranking": 1.0},
     "flat": {"anchors": False},
     "flat_actions": {"anchors": False, "actions": True, "ranking": 1.0},
@@ -55,8 +56,9 @@ def test_no_future_item_and_no_other_packed_user_reaches_a_state(name, catalog):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_one_layer_reads_history_through_anchors_only(strict, catalog):
-    model, batch = small_model(layers=1, strict=strict), small_batch(catalog)
+@pytest.mark.parametrize("anchor_token", [True, False])
+def test_one_layer_reads_history_through_anchors_only(anchor_token, strict, catalog):
+    model, batch = small_model(layers=1, strict=strict, anchor_token=anchor_token), small_batch(catalog)
     params, _ = small_params(model, catalog, batch)
     for slot in range(model.slots):
         reached = _input_gradients(model, params, batch, catalog, lambda state, s=slot: state[0, 3, s].sum())[0]
@@ -101,7 +103,7 @@ def test_without_action_tokens_the_answer_is_not_in_the_anchor(catalog):
     np.testing.assert_array_equal(*states)
 
 
-@pytest.mark.parametrize("name", ["hmat", "flat", "flat_actions"])
+@pytest.mark.parametrize("name", ["hmat", "last_code", "flat", "flat_actions"])
 def test_a_code_is_predicted_without_seeing_it_or_what_follows(name, catalog):
     model, batch = small_model(**VARIANTS[name]), small_batch(catalog)
     params, _ = small_params(model, catalog, batch)

@@ -10,26 +10,31 @@ from typing import Any
 import grain
 import numpy as np
 
+from hisam_jax.data.blocks import BLOCK, ReadBlock, SplitBlock
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import BatchIterator, PipelineConfig, pack
-from hisam_jax.data.windows import ReadWindow, WindowIndex
+from hisam_jax.data.windows import WindowIndex, WindowReader
 
 INSTALLED = importlib.util.find_spec("torch") is not None
 
 
 class Windows:
-    """Random access to the windows of an epoch, as DataLoader wants it."""
+    """Random access to the windows of an epoch, many at once, as DataLoader wants it."""
 
     def __init__(self, dataset: Dataset, config: PipelineConfig):
         self.index = WindowIndex.of(dataset.users["train_events"].to_numpy(), config.window)
         source = grain.sources.ArrayRecordDataSource(dataset.record_paths)
-        self.read = ReadWindow(source, config.window, config.seed, len(self.index))
+        self.read = ReadBlock([WindowReader(source, self.index, config.window, config.seed)])
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        return self.read.map_with_index(place, self.index[place])
+    def __getitems__(self, places: list[int]) -> dict[str, np.ndarray]:
+        return self.read.map([(0, place, place) for place in places])
+
+
+def _as_it_is(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return block
 
 
 class _Stream(grain.IterDataset):
@@ -46,7 +51,9 @@ class _Stream(grain.IterDataset):
 class _Elements(grain.DatasetIterator):
     def __init__(self, loader: Any):
         super().__init__()
-        self.rest: Iterator[Any] = (element for _ in itertools.count() for part in loader for element in part)
+        self.rest: Iterator[Any] = (
+            element for _ in itertools.count() for part in loader for element in SplitBlock().flat_map(part)
+        )
 
     def __next__(self) -> Any:
         return next(self.rest)
@@ -59,11 +66,11 @@ class _Elements(grain.DatasetIterator):
 
 
 def batches(dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, workers: int) -> BatchIterator:
-    """Packed batches without end, shuffled, 64 windows to a message of a worker."""
+    """Packed batches without end, shuffled, as many windows to a message of a worker as Grain's readers send."""
     import torch
 
     options = {"multiprocessing_context": "forkserver", "prefetch_factor": 4} if workers else {}
     loader = torch.utils.data.DataLoader(
-        Windows(dataset, config), batch_size=64, shuffle=True, num_workers=workers, collate_fn=list, **options
+        Windows(dataset, config), batch_size=BLOCK, shuffle=True, num_workers=workers, collate_fn=_as_it_is, **options
     )
     return BatchIterator({0: iter(pack(_Stream(loader), codes_IL, config))})

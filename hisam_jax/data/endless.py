@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hisam_jax.config import build
 from hisam_jax.data import records
+from hisam_jax.data.blocks import BLOCK
 from hisam_jax.data.marks import LIKED_ABOVE
 from hisam_jax.data.shop.catalogue import make_catalogue
 from hisam_jax.data.shop.config import ShopConfig
@@ -26,33 +27,39 @@ NO_END = 2**48  # users; the length that random access needs
 class EndlessShop:
     """Random access to windows of users that the dataset does not hold, each user once, one window of each.
 
-    Place i is lane `i % lanes`, and lanes take turns at the blocks in which users are simulated: a reader of every
-    `lanes`-th place simulates each of its users once.
+    Each reader of each stream is a lane, and lanes take turns at the batches in which users are simulated, so that
+    each user is simulated once, by the one who reads it.
 
     Args:
         dataset: prepared from the embedded shop; gives the catalogue.
         window: most events of a user, cut at random where there are more.
         seed: of the cuts.
-        lanes: readers that take turns at the places.
+        streams: place i is stream `i % streams`, and the `i // streams`-th of it.
+        workers: readers of a stream, which take turns at its blocks.
 
     Raises:
         UserError: the dataset is not the shop's, or an older shop's.
     """
 
-    def __init__(self, dataset: Dataset, window: int, seed: int, lanes: int):
-        self.config, self.window, self.seed, self.lanes = shop_of(dataset), window, seed, lanes
+    def __init__(self, dataset: Dataset, window: int, seed: int, streams: int = 1, workers: int = 1):
+        self.config, self.window, self.seed = shop_of(dataset), window, seed
+        self.streams, self.workers = streams, workers
         self.item_of_I = _index_in(dataset, self.config)
         self.size = block_size(make_catalogue(self.config))
         self.first_block = -(-self.config.users // self.size)
         self._blocks: dict[int, tuple[int, list[UserEvents]]] = {}  # lane -> its latest block
 
-    def __len__(self) -> int:
-        return NO_END
+    def read(self, places: Sequence[int], rows: Sequence[int] = ()) -> list[np.ndarray]:
+        """EVENT records of the window at each place."""
+        return [self._window(self._user(place)) for place in places]
 
-    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        turn, lane = divmod(place, self.lanes)
-        nth, user = divmod(turn, self.size)
-        return {"event": self._window(self._block(lane, self.first_block + nth * self.lanes + lane)[user])}
+    def _user(self, place: int) -> UserEvents:
+        mine, stream = divmod(place, self.streams)
+        block, within = divmod(mine, BLOCK)
+        turn, worker = divmod(block, self.workers)
+        lane, lanes = worker * self.streams + stream, self.streams * self.workers
+        nth, user = divmod(turn * BLOCK + within, self.size)
+        return self._block(lane, self.first_block + nth * lanes + lane)[user]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_blocks": {}}

@@ -14,9 +14,10 @@ from absl import flags
 
 from hisam_jax.config import check_least
 from hisam_jax.data import records
-from hisam_jax.data.endless import EndlessShop
+from hisam_jax.data.blocks import BLOCK, Located, ReadBlock, SplitBlock
+from hisam_jax.data.endless import NO_END, EndlessShop
 from hisam_jax.data.mixture import Share
-from hisam_jax.data.windows import EVENT, ReadWindow, WindowIndex
+from hisam_jax.data.windows import EVENT, WindowIndex, WindowReader
 from hisam_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,21 +159,24 @@ def make_pipeline(
     if config.workers and not flags.FLAGS.is_parsed():  # outside absl.app, where Grain's own flags would raise
         flags.FLAGS.mark_as_parsed()
     if config.endless:
-        lanes = config.streams * max(1, config.workers)
-        own = grain.MapDataset.source(EndlessShop(dataset, config.window, config.seed, lanes)).filter(_has_events)
+        shop = EndlessShop(dataset, config.window, config.seed, config.streams, max(1, config.workers))
+        sources = [(grain.MapDataset.range(NO_END).map_with_index(Located(0)), shop)]
     else:
-        own = _windows(dataset, config)
-    others = [_windows(share.dataset, config, share.item_of_I).filter(_has_events) for share in mixture]
+        sources = [_windows(dataset, config)]
+    sources += [_windows(share.dataset, config, number, share.item_of_I) for number, share in enumerate(mixture, 1)]
+    orders, read = [order for order, _ in sources], ReadBlock([reader for _, reader in sources])
     weights = [1.0, *(share.weight for share in mixture)]
     parts = {
-        stream: _batches(_stream(stream, own, others, weights, config), codes_IL, config)
+        stream: _batches(_stream(stream, orders, weights, config), read, codes_IL, config)
         for stream in (range(config.streams) if streams is None else streams)
     }
     return Pipeline(parts, config, tuple(share.identity() for share in mixture), dataset.path)
 
 
-def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | None = None) -> grain.MapDataset:
-    """One epoch of a dataset's windows, shuffled."""
+def _windows(
+    dataset: Dataset, config: PipelineConfig, number: int = 0, item_of_I: np.ndarray | None = None
+) -> tuple[grain.MapDataset, WindowReader]:
+    """One epoch of the places of a dataset's windows, shuffled, and what reads them."""
     train_events_U = dataset.users["train_events"].to_numpy()
     index = WindowIndex.of(train_events_U, config.window)
     if len(index) < config.streams:
@@ -182,34 +186,28 @@ def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | N
             expected=f"at least one window for each of {config.streams} streams",
         )
     source = grain.sources.ArrayRecordDataSource(dataset.record_paths)
-    read = ReadWindow(source, config.window, config.seed, len(index), item_of_I)
-    return grain.MapDataset.source(index).shuffle(seed=config.seed).map_with_index(read)
+    order = grain.MapDataset.range(len(index)).shuffle(seed=config.seed).map_with_index(Located(number))
+    return order, WindowReader(source, index, config.window, config.seed, item_of_I)
 
 
 def _stream(
-    stream: int,
-    own: grain.MapDataset,
-    others: Sequence[grain.MapDataset],
-    weights: Sequence[float],
-    config: PipelineConfig,
+    stream: int, orders: Sequence[grain.MapDataset], weights: Sequence[float], config: PipelineConfig
 ) -> grain.MapDataset:
-    """A stream's windows, in order: `weights[k]` of the k-th dataset for each one of the first."""
-    first = own[stream :: config.streams].repeat(config.epochs)
-    rest = [other[stream :: config.streams].repeat(None) for other in others]
-    return grain.MapDataset.mix([first, *rest], weights) if rest else first
+    """A stream's places, in order: `weights[k]` of the k-th dataset for each one of the first."""
+    epochs = [config.epochs, *(None for _ in orders[1:])]
+    mine = [order[stream :: config.streams].repeat(n) for order, n in zip(orders, epochs, strict=True)]
+    return grain.MapDataset.mix(mine, weights) if len(mine) > 1 else mine[0]
 
 
-def _has_events(element: Mapping[str, np.ndarray]) -> bool:
-    return len(element["event"]) > 0
-
-
-def _batches(windows: grain.MapDataset, codes_IL: np.ndarray, config: PipelineConfig) -> grain.IterDataset:
+def _batches(places: grain.MapDataset, read: ReadBlock, codes_IL: np.ndarray, config: PipelineConfig):
     """One stream's rows of every batch."""
-    # a future for each short record costs more than reading it: one thread, at the end, overlaps it all with the step
-    stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    # blocks are cut before workers share them out, so that their number changes no batch; a future for each block
+    # costs more than reading it: one thread, at the end, overlaps it all with the step
+    blocks = places.batch(BLOCK, batch_fn=list).map(read)
+    stream = blocks.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return pack(stream, codes_IL, config)
+    return pack(grain.experimental.FlatMapIterDataset(stream, SplitBlock()), codes_IL, config)
 
 
 def pack(windows: grain.IterDataset, codes_IL: np.ndarray, config: PipelineConfig) -> grain.IterDataset:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from hisam_jax.data import records
@@ -38,31 +38,36 @@ class WindowIndex:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadWindow(grain.transforms.MapWithIndex):
-    """(user, ordinal) -> that window's features; the cuts depend on seed, epoch and user, so that windows tile.
+class WindowReader:
+    """Windows of a prepared dataset's training events; cuts depend on seed, epoch and user, so that windows tile.
 
     Attributes:
-        records: a user's bytes by index.
+        records: users' bytes by index, many at once.
+        index: the windows of an epoch.
         window: most events of a window.
         seed: of the cuts.
-        windows_per_epoch: how many there are.
         item_of_I: item -> what it is called in the dataset that a mixture is for, -1 unknown; None: the same.
     """
 
     records: Any
+    index: WindowIndex
     window: int
     seed: int
-    windows_per_epoch: int
     item_of_I: np.ndarray | None = None
 
-    def map_with_index(self, index: int, element: tuple[int, int]) -> dict[str, np.ndarray]:
-        user, ordinal = element
-        epoch = index // self.windows_per_epoch
-        sequence = records.decode(self.records[user])
+    def read(self, places: Sequence[int], rows: Sequence[int]) -> list[np.ndarray]:
+        """EVENT records of the windows in the index's `rows`, which stand at `places` of an order of many epochs."""
+        windows = [self.index[row] for row in rows]
+        read = self.records.__getitems__([user for user, _ in windows])
+        return [self._cut(*args) for args in zip(places, windows, read, strict=True)]
+
+    def _cut(self, place: int, window: tuple[int, int], record: bytes) -> np.ndarray:
+        (user, ordinal), epoch = window, place // len(self.index)
+        sequence = records.decode(record)
         train = np.flatnonzero(sequence.split == records.TRAIN)
         cuts = window_cuts(len(train), self.window, (self.seed, epoch, user))
         event = window_events(sequence, train[cuts[ordinal] : cuts[ordinal + 1]])
-        return {"event": event if self.item_of_I is None else renamed(event, self.item_of_I)}
+        return event if self.item_of_I is None else renamed(event, self.item_of_I)
 
 
 def window_cuts(events: int, window: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -26,12 +26,12 @@ class Cache:
 
     Attributes:
         k, v: `[layers, B, M, G, width]`.
-        valid_BM: which of the M positions hold something.
+        index_BM: int32, the item index of each of the M positions, -1 where it holds nothing.
     """
 
     k: jax.Array
     v: jax.Array
-    valid_BM: jax.Array
+    index_BM: jax.Array
 
 
 def _axes() -> Axes:
@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNTD, item_BN, turns, segment_BN, slots: int, past=None):
-        """Returns `(out_BNTD, (k, v) to be cached)`; with `past = (k, v, valid)` items see it instead of each other."""
+        """Returns `(out_BNTD, (k, v) to be cached)`; with `past = (k, v, index)` items see it instead of each other."""
         c, dtype = self.config, self.config.compute_dtype
         heads, groups, width = c.heads, c.kv_heads, c.head_width
         shape, shape_kv = (c.width, heads, width), (c.width, 2, groups, width)
@@ -93,14 +93,14 @@ class Attention(nn.Module):
         return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, segment_BN)
 
     def _continue(self, q, k, v, past, item_BN, slots: int):
-        past_k, past_v, valid_BM = past
+        past_k, past_v, index_BM = past
         c, tokens = self.config, q.shape[2]
         reads_T = jnp.ones(tokens, bool)
         if c.anchors and c.strict and tokens == slots:
             reads_T = jnp.arange(tokens) < slots - 1
-        reads_BNM = valid_BM[:, None]
+        reads_BNM = (index_BM >= 0)[:, None]
         if c.window:
-            reads_BNM = reads_BNM & (item_BN[..., None] - jnp.arange(valid_BM.shape[1]) <= c.window)
+            reads_BNM = reads_BNM & (item_BN[..., None] - index_BM[:, None] <= c.window)
         local = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
         return attend_to_context(q, k, v, past_k, past_v, local, reads_BNM[:, :, None] & reads_T[:, None])
 
@@ -112,10 +112,10 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BNTD, past, item_BN, turns, segment_BN, valid_BM, slots):
+    def __call__(self, x_BNTD, past, item_BN, turns, segment_BN, index_BM, slots):
         c = self.config
         drop = Dropout(c.dropout, self.deterministic)
-        past = None if past is None else (*past, valid_BM)
+        past = None if past is None else (*past, index_BM)
         out, kept = Attention(c, name="attention")(
             RMSNorm(name="norm_attention")(x_BNTD), item_BN, turns, segment_BN, slots, past
         )

@@ -26,6 +26,8 @@ class HMATConfig:
         id_dropout: share of items whose item-id embedding is hidden in a training step, so that content must do.
         code_dropout: share of items whose code embeddings are hidden from their item vector in a training step.
         anchors: memory-anchor attention [stated]; False is full causal attention over all code tokens.
+        anchor_token: the anchor is a token of its own behind the codes [stated]; False: the group's last token carries
+            the item vector and is the anchor, one token an item less [ours]. The flat baseline never has one.
         strict: anchors do not read earlier anchors [AnLLM's form].
         rope: `hierarchical` [stated], `flat` or `none`; the flat baseline uses `flat`.
         qk_norm: RMSNorm on queries and keys [ours].
@@ -55,6 +57,7 @@ class HMATConfig:
     id_dropout: float = 0.0
     code_dropout: float = 0.0
     anchors: bool = True
+    anchor_token: bool = True
     strict: bool = False
     rope: Literal["hierarchical", "flat", "none"] = "hierarchical"
     qk_norm: bool = True
@@ -113,4 +116,9 @@ class HMATConfig:
 
     def tokens(self, levels: int) -> int:
         """Tokens per item T: codes, target and action where they are on, the anchor where there is one."""
-        return levels + 2 * self.actions + self.anchors
+        return levels + 2 * self.actions + self.has_anchor_token
+
+    @property
+    def has_anchor_token(self) -> bool:
+        """Whether a group ends with a token that is neither a code nor an action."""
+        return self.anchors and self.anchor_token

@@ -29,8 +29,8 @@ def _recomputed(remat: str) -> type[nn.Module]:
 class HMAT(nn.Module):
     """Hierarchical Memory-Anchor Transformer, or the flat baseline when `config.anchors` is off.
 
-    An item's group is `[codes, anchor]`, or with actions on `[codes, target, action, anchor]`; the flat baseline has no
-    anchor and its last token takes the anchor's part: it receives the item vector and is read out.
+    An item's group is `[codes, anchor]`, or with actions on `[codes, target, action, anchor]`; without an anchor token,
+    as in the flat baseline, the last token takes the anchor's part: it receives the item vector and is read out.
 
     Attributes:
         config: sizes and switches.
@@ -68,9 +68,9 @@ class HMAT(nn.Module):
     def reading_slot(self, level: int) -> int:
         """The token of an item from whose state its code `level` is predicted; -1 is the item before's last state.
 
-        In the flat model without actions the last code's token carries the whole item: the digit is read one earlier.
+        Without anchor token and actions the last code's token carries the whole item: the digit is read one earlier.
         """
-        blind = self.config.anchors or self.config.actions
+        blind = self.config.has_anchor_token or self.config.actions
         return min(level - 1, len(self.vocab) - (1 if blind else 2))
 
     def embed(self, batch: Mapping[str, jax.Array], catalog: Catalog, *, deterministic: bool = True) -> jax.Array:
@@ -87,10 +87,10 @@ class HMAT(nn.Module):
             target = self.special(jnp.int32(1)) + vector_BND + context_BND
             action = self.special(jnp.int32(2)) + action_BND
             tokens.append(jnp.stack([target, action], axis=2))
-        if c.anchors:
+        if c.has_anchor_token:
             tokens.append((self.special(jnp.int32(0)) + summary_BND)[:, :, None])
         x_BNTD = jnp.concatenate(tokens, axis=2)
-        if not c.anchors:
+        if not c.has_anchor_token:
             x_BNTD = x_BNTD.at[:, :, -1].add(summary_BND)
         return x_BNTD
 
@@ -107,14 +107,14 @@ class HMAT(nn.Module):
             length=c.layers,
         )
         past = None if cache is None else (cache.k, cache.v)
-        valid_BM = None if cache is None else cache.valid_BM
+        index_BM = None if cache is None else cache.index_BM
         mode = c.rope if c.anchors or c.rope == "none" else "flat"
         turns = rotation(item_BN, jnp.arange(x_BNTD.shape[2]), c.head_width, mode=mode, slots=self.slots)
-        places = item_BN, turns, segment_BN, valid_BM, self.slots
+        places = item_BN, turns, segment_BN, index_BM, self.slots
         x_BNTD, (k, v) = stack(c, deterministic, name="blocks")(x_BNTD, past, *places)
-        valid_BN, repeats = segment_BN > 0, k.shape[2] // segment_BN.shape[1]
-        valid_BM = valid_BN if repeats == 1 else jnp.repeat(shard(valid_BN, jax.P(BATCH)), repeats, axis=1)
-        return self.final_norm(x_BNTD), Cache(k, v, valid_BM)
+        index_BN, repeats = jnp.where(segment_BN > 0, item_BN, -1), k.shape[2] // segment_BN.shape[1]
+        index_BM = index_BN if repeats == 1 else jnp.repeat(shard(index_BN, jax.P(BATCH)), repeats, axis=1)
+        return self.final_norm(x_BNTD), Cache(k, v, index_BM)
 
     def __call__(self, batch: Mapping[str, jax.Array], catalog: Catalog, *, deterministic: bool = True):
         """States of packed histories.

@@ -24,9 +24,9 @@ class Trie:
         codes: per level int32 `[nodes]`, the code that leads to each node; ascending within a parent.
         starts: per level int32 `[parents + 1]`, where each parent's children begin in `codes`.
         sizes: vocabulary size of each level.
-        fanouts: the most children of one parent, per level.
+        fanouts: the most children of one parent, per level, or more where there is room for new items.
         item_order: int32 `[I]`, items sorted by leaf.
-        leaf_start: int32 `[leaves + 1]`, where each leaf's items begin in `item_order`.
+        reach: per level int32 `[nodes + 1]`, where the items below each node begin in `item_order`.
     """
 
     codes: tuple[jax.Array, ...]
@@ -34,7 +34,12 @@ class Trie:
     sizes: tuple[int, ...] = flax.struct.field(pytree_node=False)
     fanouts: tuple[int, ...] = flax.struct.field(pytree_node=False)
     item_order: jax.Array
-    leaf_start: jax.Array
+    reach: tuple[jax.Array, ...]
+
+    @property
+    def leaf_start(self) -> jax.Array:
+        """int32 `[leaves + 1]`, where each leaf's items begin in `item_order`."""
+        return self.reach[-1]
 
     @property
     def leaves(self) -> int:
@@ -53,11 +58,34 @@ class Trie:
         size, steps = self.sizes[level], self.fanouts[level].bit_length()
         return _children(self.codes[level], self.starts[level], node_x, size=size, steps=steps)
 
+    def branches(self, node_x: jax.Array, level: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`(child_xF, code_xF, exists_xF)`: each node's own children side by side, in the order of their codes.
+
+        F is the level's fanout: far fewer than its codes where the tree is sparse. Where `exists` is false, child and
+        code are some valid ones.
+        """
+        codes_N, starts_P = self.codes[level], self.starts[level]
+        child_xF = starts_P[node_x][..., None] + jnp.arange(self.fanouts[level], dtype=jnp.int32)
+        exists_xF = child_xF < starts_P[node_x + 1][..., None]
+        child_xF = jnp.where(exists_xF, child_xF, 0)
+        return child_xF, codes_N[child_xF], exists_xF
+
+    def allowed_before(self, allowed_BI: jax.Array) -> jax.Array:
+        """int32 `[B, I + 1]`: how many allowed items stand before each place of `item_order`, for `is_allowed`."""
+        counts_BI = jnp.cumsum(allowed_BI[:, self.item_order], axis=1, dtype=jnp.int32)
+        return jnp.pad(counts_BI, ((0, 0), (1, 0)))
+
+    def is_allowed(self, before_BI: jax.Array, node_Bx: jax.Array, level: int) -> jax.Array:
+        """Whether an allowed item is below each node of a level: a node's items are one run of `item_order`."""
+        start, end = (jnp.take_along_axis(before_BI, self.reach[level][node_Bx + i], axis=1) for i in (0, 1))
+        return end > start
+
     def leaf_of_item(self) -> np.ndarray:
         """int32 `[I]`: each item's leaf."""
         counts = np.diff(np.asarray(self.leaf_start))
-        leaf = np.empty(len(self.item_order), np.int32)
-        leaf[np.asarray(self.item_order)] = np.repeat(np.arange(self.leaves, dtype=np.int32), counts)
+        order = np.asarray(self.item_order)[: counts.sum()]
+        leaf = np.empty(len(order), np.int32)
+        leaf[order] = np.repeat(np.arange(self.leaves, dtype=np.int32), counts)
         return leaf
 
     def items_of_leaf(self, leaf: int) -> np.ndarray:
@@ -85,8 +113,14 @@ def _children(
     return jnp.minimum(child_xK, codes_N.shape[0] - 1), exists_xK
 
 
-def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...]) -> Trie:
+def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...], capacity: int = 0) -> Trie:
     """Trie over the rows of `codes_IL`; vectorised, O(L I log I).
+
+    Args:
+        codes_IL: one ID an item.
+        sizes: vocabulary size of each level.
+        capacity: arrays have room for as many items, so that a tree with more of them has the same shapes; its fanouts
+            are rounded up to powers of two with as many again. 0: no more than what is there.
 
     Raises:
         UserError: no item, a code outside its level's vocabulary, or more items than int32 counts.
@@ -96,18 +130,30 @@ def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...]) -> Trie:
         raise UserError(f"{len(codes_IL)} items", field="semantic IDs", expected="at least 1 and fewer than 2^31")
     _check_range(codes_IL, sizes)
     order = _sorted_rows(codes_IL, sizes)
-    new_I, starts, codes, parents = np.arange(len(order)) == 0, [], [], np.zeros(1, np.int64)
+    new_I, starts, codes, reach, parents = np.arange(len(order)) == 0, [], [], [], np.zeros(1, np.int64)
     for level in range(len(sizes)):
         column_I = codes_IL[order, level]
         new_I[1:] |= column_I[1:] != column_I[:-1]
         first_N = np.flatnonzero(new_I)
         codes.append(column_I[first_N].astype(np.int32))
         starts.append(np.append(np.searchsorted(first_N, parents), len(first_N)).astype(np.int32))
+        reach.append(np.append(first_N, len(order)).astype(np.int32))
         parents = first_N
-    leaf_start = np.append(parents, len(order)).astype(np.int32)
-    fanouts = tuple(int(np.diff(start).max()) for start in starts)
-    flat = (tuple(map(jnp.asarray, codes)), tuple(map(jnp.asarray, starts)), tuple(sizes), fanouts)
-    return Trie(*flat, jnp.asarray(order.astype(np.int32)), jnp.asarray(leaf_start))
+    fanouts = [int(np.diff(start).max()) for start in starts]
+    order = order.astype(np.int32)
+    if capacity:
+        codes, order = [_padded(x, capacity, 0) for x in codes], _padded(order, capacity, 0)
+        starts = [starts[0], *(_padded(x, capacity + 1, x[-1]) for x in starts[1:])]
+        reach = [_padded(x, capacity + 1, x[-1]) for x in reach]
+        fanouts = [min(size, 1 << (2 * most - 1).bit_length()) for most, size in zip(fanouts, sizes, strict=True)]
+    codes, starts, reach = (tuple(map(jnp.asarray, arrays)) for arrays in (codes, starts, reach))
+    return Trie(codes, starts, tuple(sizes), tuple(fanouts), jnp.asarray(order), reach)
+
+
+def _padded(values: np.ndarray, length: int, value: int) -> np.ndarray:
+    if len(values) > length:
+        raise UserError(f"{len(values)} of a level", field="capacity", expected=f"no more than {length}")
+    return np.pad(values, (0, length - len(values)), constant_values=value)
 
 
 def _check_range(codes_IL: np.ndarray, sizes: tuple[int, ...]) -> None:
