@@ -19,6 +19,7 @@ from tests.run_fixtures import equal, lines
 
 ENDINGS = {"kill -9, at random": 6, "kill -9, inside a save": 4, "SIGTERM, at random": 3}
 OFTEN = ("--config.training.save_every=2", "--config.training.steps=120", "--config.training.log_every=2")
+MOST_SAVES, LONGEST = 4, 0.3  # whole checkpoints of a start before its end, and seconds behind the last of them
 INSIDE = "*.orbax-checkpoint-tmp*"
 
 
@@ -28,28 +29,25 @@ def run(work: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     work.mkdir(parents=True)
     folder, rows = make_problem(work.absolute()), []
     for processes in (1,) if quick else (1, 2):
-        seconds = _undisturbed(folder, processes)
+        _undisturbed(folder, processes)
         endings = [name for name, count in ENDINGS.items() for _ in range(1 if quick else count)]
         random.Random(seed).shuffle(endings)
-        rows.append({"processes": processes} | _disturbed(folder, processes, endings, seconds, random.Random(seed)))
+        rows.append({"processes": processes} | _disturbed(folder, processes, endings, random.Random(seed)))
     return {"seeds": [seed], "rows": rows}
 
 
-def _undisturbed(folder: Path, processes: int) -> float:
-    """Trains once; how long that takes when everything is compiled already."""
-    for name in ("first", "alone"):
-        shutil.rmtree(folder / f"{name}{processes}", ignore_errors=True)
-        began = time.monotonic()
-        code, said = finish(start(folder, processes, 1, *train(folder, f"{name}{processes}", *OFTEN)))
-        assert code == 0, said
-    return time.monotonic() - began
+def _undisturbed(folder: Path, processes: int) -> None:
+    code, said = finish(start(folder, processes, 1, *train(folder, f"alone{processes}", *OFTEN)))
+    assert code == 0, said
 
 
-def _disturbed(folder: Path, processes: int, endings: list[str], seconds: float, rng: random.Random) -> dict[str, Any]:
+def _disturbed(folder: Path, processes: int, endings: list[str], rng: random.Random) -> dict[str, Any]:
     name, hit, torn = f"killed{processes}", dict.fromkeys(ENDINGS, 0), 0
     for ending in progress(endings, description=f"{processes} processes", unit="kill"):
         process = start(folder, processes, 1, *train(folder, name, *OFTEN))
-        _wait(process, folder / name, ending, rng.uniform(0.2, 0.9) * seconds)
+        _wait(process, folder / name, ending, rng.randint(1, MOST_SAVES))
+        if "random" in ending:
+            time.sleep(rng.uniform(0, LONGEST))
         victims = _workers(folder / name)
         if process.poll() is None and victims:
             os.kill(rng.choice(victims), signal.SIGTERM if "SIGTERM" in ending else signal.SIGKILL)
@@ -64,13 +62,15 @@ def _disturbed(folder: Path, processes: int, endings: list[str], seconds: float,
     return {"hit": hit, "torn": torn, "same": same}
 
 
-def _wait(process: subprocess.Popen, workdir: Path, ending: str, seconds: float) -> None:
-    """Until the moment of an ending, or the run's own."""
-    end = time.monotonic() + (600 if "inside" in ending else seconds)
-    had = {path.name for path in (workdir / "checkpoints").glob(INSIDE)}
-    while time.monotonic() < end and process.poll() is None:
-        found = {path.name for path in (workdir / "checkpoints").glob(INSIDE)}
-        if "inside" in ending and found - had:
+def _wait(process: subprocess.Popen, workdir: Path, ending: str, saves: int) -> None:
+    """Until so many more checkpoints are whole, or one is being written behind them, or the run's own end."""
+    folder = workdir / "checkpoints"
+    old, new = set(folder.glob("*")), set()
+    while process.poll() is None:
+        found = set(folder.glob("*")) - old
+        torn = set(folder.glob(INSIDE)) & found
+        new |= found - torn
+        if len(new) >= saves and (torn or "inside" not in ending):
             return
         time.sleep(0.002)
 
