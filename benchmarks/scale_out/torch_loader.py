@@ -10,7 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from hisam_jax.data.blocks import BLOCK, ReadBlock, SplitBlock
+from hisam_jax.data.blocks import BLOCK, ReadBlock, SplitBlocks
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import BatchIterator, PipelineConfig, pack
 from hisam_jax.data.windows import WindowIndex, WindowReader
@@ -30,7 +30,7 @@ class Windows:
         return len(self.index)
 
     def __getitems__(self, places: list[int]) -> dict[str, np.ndarray]:
-        return self.read.map([(0, place, place) for place in places])
+        return self.read.map([(0, place) for place in places])
 
 
 def _as_it_is(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -38,22 +38,20 @@ def _as_it_is(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class _Stream(grain.IterDataset):
-    """DataLoader's elements as Grain's packer takes them."""
+    """DataLoader's blocks as Grain's packer takes them."""
 
     def __init__(self, loader: Any):
         super().__init__()
         self.loader = loader
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _Elements(self.loader)
+        return _Blocks(self.loader)
 
 
-class _Elements(grain.DatasetIterator):
+class _Blocks(grain.DatasetIterator):
     def __init__(self, loader: Any):
         super().__init__()
-        self.rest: Iterator[Any] = (
-            element for _ in itertools.count() for part in loader for element in SplitBlock().flat_map(part)
-        )
+        self.rest: Iterator[Any] = (block for _ in itertools.count() for block in loader)
 
     def __next__(self) -> Any:
         return next(self.rest)
@@ -73,4 +71,4 @@ def batches(dataset: Dataset, codes_IL: np.ndarray, config: PipelineConfig, work
     loader = torch.utils.data.DataLoader(
         Windows(dataset, config), batch_size=BLOCK, shuffle=True, num_workers=workers, collate_fn=_as_it_is, **options
     )
-    return BatchIterator({0: iter(pack(_Stream(loader), codes_IL, config))})
+    return BatchIterator({0: iter(pack(SplitBlocks(_Stream(loader)), codes_IL, config))})

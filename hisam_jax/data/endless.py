@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,9 +49,12 @@ class EndlessShop:
         self.first_block = -(-self.config.users // self.size)
         self._blocks: dict[int, tuple[int, list[UserEvents]]] = {}  # lane -> its latest block
 
-    def read(self, places: Sequence[int], rows: Sequence[int] = ()) -> list[np.ndarray]:
+    def __len__(self) -> int:
+        return NO_END
+
+    def read(self, place_P: np.ndarray) -> list[np.ndarray]:
         """EVENT records of the window at each place."""
-        return [self._window(self._user(place)) for place in places]
+        return [self._window(self._user(place)) for place in np.asarray(place_P).tolist()]
 
     def _user(self, place: int) -> UserEvents:
         mine, stream = divmod(place, self.streams)

@@ -14,7 +14,7 @@ from absl import flags
 
 from hisam_jax.config import check_least
 from hisam_jax.data import records
-from hisam_jax.data.blocks import BLOCK, Located, ReadBlock, SplitBlock
+from hisam_jax.data.blocks import BLOCK, ReadBlock, Reader, SplitBlocks
 from hisam_jax.data.endless import NO_END, EndlessShop
 from hisam_jax.data.mixture import Share
 from hisam_jax.data.windows import EVENT, WindowIndex, WindowReader
@@ -158,25 +158,20 @@ def make_pipeline(
     """
     if config.workers and not flags.FLAGS.is_parsed():  # outside absl.app, where Grain's own flags would raise
         flags.FLAGS.mark_as_parsed()
-    if config.endless:
-        shop = EndlessShop(dataset, config.window, config.seed, config.streams, max(1, config.workers))
-        sources = [(grain.MapDataset.range(NO_END).map_with_index(Located(0)), shop)]
-    else:
-        sources = [_windows(dataset, config)]
-    sources += [_windows(share.dataset, config, number, share.item_of_I) for number, share in enumerate(mixture, 1)]
-    orders, read = [order for order, _ in sources], ReadBlock([reader for _, reader in sources])
+    workers = max(1, config.workers)
+    own = EndlessShop(dataset, config.window, config.seed, config.streams, workers) if config.endless else None
+    readers = [own or _windows(dataset, config)]
+    readers += [_windows(share.dataset, config, share.item_of_I) for share in mixture]
     weights = [1.0, *(share.weight for share in mixture)]
     parts = {
-        stream: _batches(_stream(stream, orders, weights, config), read, codes_IL, config)
+        stream: _batches(readers, stream, weights, codes_IL, config)
         for stream in (range(config.streams) if streams is None else streams)
     }
     return Pipeline(parts, config, tuple(share.identity() for share in mixture), dataset.path)
 
 
-def _windows(
-    dataset: Dataset, config: PipelineConfig, number: int = 0, item_of_I: np.ndarray | None = None
-) -> tuple[grain.MapDataset, WindowReader]:
-    """One epoch of the places of a dataset's windows, shuffled, and what reads them."""
+def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | None = None) -> WindowReader:
+    """What reads a dataset's windows, shuffled."""
     train_events_U = dataset.users["train_events"].to_numpy()
     index = WindowIndex.of(train_events_U, config.window)
     if len(index) < config.streams:
@@ -186,28 +181,36 @@ def _windows(
             expected=f"at least one window for each of {config.streams} streams",
         )
     source = grain.sources.ArrayRecordDataSource(dataset.record_paths)
-    order = grain.MapDataset.range(len(index)).shuffle(seed=config.seed).map_with_index(Located(number))
-    return order, WindowReader(source, index, config.window, config.seed, item_of_I)
+    return WindowReader(source, index, config.window, config.seed, item_of_I)
 
 
-def _stream(
-    stream: int, orders: Sequence[grain.MapDataset], weights: Sequence[float], config: PipelineConfig
-) -> grain.MapDataset:
-    """A stream's places, in order: `weights[k]` of the k-th dataset for each one of the first."""
-    epochs = [config.epochs, *(None for _ in orders[1:])]
-    mine = [order[stream :: config.streams].repeat(n) for order, n in zip(orders, epochs, strict=True)]
-    return grain.MapDataset.mix(mine, weights) if len(mine) > 1 else mine[0]
-
-
-def _batches(places: grain.MapDataset, read: ReadBlock, codes_IL: np.ndarray, config: PipelineConfig):
+def _batches(
+    readers: Sequence[Reader], stream: int, weights: Sequence[float], codes_IL: np.ndarray, config: PipelineConfig
+) -> grain.IterDataset:
     """One stream's rows of every batch."""
-    # blocks are cut before workers share them out, so that their number changes no batch; a future for each block
-    # costs more than reading it: one thread, at the end, overlaps it all with the step
-    blocks = places.batch(BLOCK, batch_fn=list).map(read)
-    stream = blocks.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    blocks = _blocks(ReadBlock(readers, stream, config.streams), weights, config.epochs)
+    # a future for each block costs more than reading it: one thread, at the end, overlaps it all with the step
+    windows = blocks.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if config.workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return pack(grain.experimental.FlatMapIterDataset(stream, SplitBlock()), codes_IL, config)
+        windows = windows.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    return pack(SplitBlocks(windows), codes_IL, config)
+
+
+def _blocks(read: ReadBlock, weights: Sequence[float], epochs: int | None) -> grain.MapDataset:
+    """A stream's blocks, `weights[k]` windows of the k-th reader for each one of the first.
+
+    They are cut before workers share them out, so that the number of workers changes no batch.
+    """
+    end = NO_END if epochs is None else epochs * read.per_epoch(0)
+    if len(read.readers) == 1:
+        return grain.MapDataset.range(-(-end // BLOCK)).map(dataclasses.replace(read, end=end))
+    ends = [end, *(NO_END for _ in read.readers[1:])]
+    orders = [grain.MapDataset.range(end).map(functools.partial(_of, number)) for number, end in enumerate(ends)]
+    return grain.MapDataset.mix(orders, weights).batch(BLOCK, batch_fn=list).map(read)
+
+
+def _of(reader: int, position: int) -> tuple[int, int]:
+    return reader, position
 
 
 def pack(windows: grain.IterDataset, codes_IL: np.ndarray, config: PipelineConfig) -> grain.IterDataset:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hisam_jax.data import records
+from hisam_jax.data.shuffle import shuffled
 
 EVENT = np.dtype(  # one record an event: the packer's cost goes by the feature, and this way there is one
     [("item", "i4"), ("action", "i4"), *((name, "f4") for name in ("positive", "gap", "rank_weight", "next_weight"))]
@@ -45,7 +45,7 @@ class WindowReader:
         records: users' bytes by index, many at once.
         index: the windows of an epoch.
         window: most events of a window.
-        seed: of the cuts.
+        seed: of the order and of the cuts.
         item_of_I: item -> what it is called in the dataset that a mixture is for, -1 unknown; None: the same.
     """
 
@@ -55,14 +55,20 @@ class WindowReader:
     seed: int
     item_of_I: np.ndarray | None = None
 
-    def read(self, places: Sequence[int], rows: Sequence[int]) -> list[np.ndarray]:
-        """EVENT records of the windows in the index's `rows`, which stand at `places` of an order of many epochs."""
-        windows = [self.index[row] for row in rows]
-        read = self.records.__getitems__([user for user, _ in windows])
-        return [self._cut(*args) for args in zip(places, windows, read, strict=True)]
+    def __len__(self) -> int:
+        return len(self.index)
 
-    def _cut(self, place: int, window: tuple[int, int], record: bytes) -> np.ndarray:
-        (user, ordinal), epoch = window, place // len(self.index)
+    def read(self, place_P: np.ndarray) -> list[np.ndarray]:
+        """EVENT records of the windows at each place of an order of many epochs, each shuffled anew."""
+        epoch_P, index_P = np.divmod(place_P, len(self))
+        windows = []
+        for epoch in np.unique(epoch_P).tolist():
+            row_P = shuffled(index_P[epoch_P == epoch], len(self), self.seed + epoch)
+            windows += [(epoch, *self.index[row]) for row in row_P.tolist()]
+        found = self.records.__getitems__([user for _, user, _ in windows])
+        return [self._cut(*window, record) for window, record in zip(windows, found, strict=True)]
+
+    def _cut(self, epoch: int, user: int, ordinal: int, record: bytes) -> np.ndarray:
         sequence = records.decode(record)
         train = np.flatnonzero(sequence.split == records.TRAIN)
         cuts = window_cuts(len(train), self.window, (self.seed, epoch, user))

@@ -1,6 +1,8 @@
-"""Deterministic beam search over semantic IDs, constrained to existing items by the trie."""
+"""Deterministic beam search over semantic IDs, constrained to existing and allowed items by the trie."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,46 +11,60 @@ from hisam_jax.models.blocks import Cache
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.trie import Trie
 
-NONE = -1e30
+NONE = -1e30  # the log-probability of no beam; what is below a tenth of it is none
 
 
 def beam_search(
-    model: HMAT, state_BD: jax.Array, cache: Cache, length_B: jax.Array, trie: Trie, *, beams: int, blocked_BF=None
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    model: HMAT,
+    state_BD: jax.Array,
+    cache: Cache,
+    length_B: jax.Array,
+    trie: Trie,
+    *,
+    beams: int | Sequence[int],
+    allowed_BI: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """The most probable existing IDs of each user's next item; called inside `apply`.
 
-    Beams are unique, as no two share a prefix. At the last level the same candidates are cut twice, with and without
-    the blocked leaves, so that masked and unmasked lists come from one search.
+    Beams are unique, as no two share a prefix. A prefix without an allowed item below it is never followed, so filters
+    cost no beams. Ties go to the beam that led before, then to the lower code.
 
     Args:
         state_BD: the last history item's read-out state.
         cache: the history's keys and values.
         length_B: items in each history, the index of the next one.
         trie: existing IDs.
-        beams: prefixes kept at each level.
-        blocked_BF: bool over leaves, e.g. those whose items the user has seen; None blocks nothing.
+        beams: prefixes kept at each level, one number for all or one a level; may exceed a codebook's size.
+        allowed_BI: bool over items; None allows all. An ID is allowed where one of its items is.
 
     Returns:
-        `((leaf, logp), (leaf, logp))`, each `[B, beams]`, best first: unmasked, then masked; below -1e29 is no beam.
+        `(leaf, logp)` `[B, beams of the last level]`, best first; `logp` below -1e29 is no beam.
     """
+    widths = _widths(beams, len(trie.sizes))
+    before = None if allowed_BI is None else trie.allowed_before(allowed_BI)
     batch = state_BD.shape[0]
-    node = jnp.zeros((batch, 1), jnp.int32)
-    logp = jnp.zeros((batch, 1))
+    node, logp = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1))
     codes = jnp.zeros((batch, 1, 0), jnp.int32)
-    for level in range(len(trie.sizes)):
+    for level, width in enumerate(widths):
         state = _states_before(model, level, state_BD, codes, cache, length_B)
         step = jax.nn.log_softmax(model.code_logits(state, level), axis=-1)
-        child, exists = trie.children(node, level)
-        total = jnp.where(exists, logp[:, :, None] + step, NONE)
-        if level == len(trie.sizes) - 1:
-            break
-        logp, kept = _top(total, beams)
-        node, codes = _extend(child, codes, kept, trie.sizes[level], level < len(model.vocab))
-    free = _cut(total, child, beams)
-    if blocked_BF is None:
-        return free, free
-    blocked = jnp.take_along_axis(blocked_BF, child.reshape(batch, -1), axis=1).reshape(child.shape)
-    return free, _cut(jnp.where(blocked, NONE, total), child, beams)
+        child, code, exists = trie.branches(node, level)
+        if before is not None:
+            exists &= trie.is_allowed(before, child, level)
+        total = jnp.where(exists, logp[..., None] + jnp.take_along_axis(step, code, axis=-1), NONE)
+        logp, kept = _top(total, width)
+        node, code = (jnp.take_along_axis(x.reshape(batch, -1), kept, axis=1) for x in (child, code))
+        if level < len(model.vocab):
+            parents = jnp.take_along_axis(codes, (kept // child.shape[-1])[..., None], axis=1)
+            codes = jnp.concatenate([parents, code[..., None]], axis=-1)
+    return node, logp
+
+
+def _widths(beams: int | Sequence[int], levels: int) -> tuple[int, ...]:
+    widths = (beams,) * levels if isinstance(beams, int) else tuple(beams)
+    if len(widths) != levels or min(widths) < 1:
+        raise ValueError(f"beams {beams}: expected one number of at least 1, or one for each of {levels} levels")
+    return widths
 
 
 def _states_before(model: HMAT, level: int, state_BD, codes_BWl, cache: Cache, length_B) -> jax.Array:
@@ -63,18 +79,6 @@ def _states_before(model: HMAT, level: int, state_BD, codes_BWl, cache: Cache, l
     return state[:, :, -1]
 
 
-def _top(total_BWK: jax.Array, beams: int) -> tuple[jax.Array, jax.Array]:
-    flat = total_BWK.reshape(total_BWK.shape[0], -1)
+def _top(total_BWF: jax.Array, beams: int) -> tuple[jax.Array, jax.Array]:
+    flat = total_BWF.reshape(total_BWF.shape[0], -1)
     return jax.lax.top_k(flat, min(beams, flat.shape[1]))
-
-
-def _extend(child_BWK, codes_BWl, kept_BV, size: int, is_token: bool):
-    node = jnp.take_along_axis(child_BWK.reshape(child_BWK.shape[0], -1), kept_BV, axis=1)
-    parent, code = jnp.divmod(kept_BV, size)
-    codes = jnp.take_along_axis(codes_BWl, parent[..., None], axis=1)
-    return node, jnp.concatenate([codes, code[..., None].astype(jnp.int32)], axis=-1) if is_token else codes
-
-
-def _cut(total, child, beams: int):
-    logp, kept = _top(total, beams)
-    return jnp.take_along_axis(child.reshape(child.shape[0], -1), kept, axis=1), logp

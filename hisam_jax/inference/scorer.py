@@ -53,10 +53,6 @@ class Scorer:
         self._leaf_I = trie.leaf_of_item()
 
     @functools.cached_property
-    def _leaf_sizes(self) -> np.ndarray:
-        return np.diff(np.asarray(self.trie.leaf_start))
-
-    @functools.cached_property
     def item_vectors(self) -> jax.Array:
         """`[I, D]`, computed once."""
         return _item_vectors(self.model, self.params, self.catalog)
@@ -74,15 +70,15 @@ class Scorer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`(unmasked, masked)` float32 `[len(histories), I]`: log-probability of the items that the beams reached.
 
-        Items that no beam reached hold -inf; items that share an ID hold the same value. `masked` comes from a cut
-        without the leaves all of whose items are in `seen` (one array of item indices a history).
+        Items that no beam reached hold -inf; items that share an ID hold the same value. `masked` comes from a search
+        that follows no prefix all of whose items are in `seen` (one array of item indices a history).
         """
         free, masked = (np.full((len(histories), self.catalog.items), -np.inf, np.float32) for _ in range(2))
         for rows, batch in self._batches(histories, self.rows):
-            blocked = np.zeros((self.rows, self.trie.leaves), bool)
+            unseen = np.ones((self.rows, self.catalog.items), bool)
             for row, index in enumerate(rows):
-                blocked[row] = self._blocked(seen[index])
-            found = _generation(self.model, self.params, self.catalog, self.trie, batch, blocked, beams)
+                unseen[row, seen[index]] = False
+            found = _generation(self.model, self.params, self.catalog, self.trie, batch, unseen, beams)
             for scores, (leaf, logp) in zip((free, masked), found, strict=True):
                 scores[rows] = self._spread(np.asarray(leaf), np.asarray(logp))[: len(rows)]
         return self._serve_empty(histories, free), self._serve_empty(histories, masked)
@@ -112,10 +108,6 @@ class Scorer:
 
     def _batches(self, histories: Sequence[History], rows: int) -> Iterator[tuple[np.ndarray, Batch]]:
         return batches(histories, self.codes_IL, window=self.window, rows=rows, shortest=self.shortest)
-
-    def _blocked(self, seen: np.ndarray) -> np.ndarray:
-        counts = np.bincount(self._leaf_I[np.unique(seen)], minlength=self.trie.leaves)
-        return counts == self._leaf_sizes
 
     def _spread(self, leaf_BW: np.ndarray, logp_BW: np.ndarray) -> np.ndarray:
         by_leaf = np.full((len(leaf_BW), self.trie.leaves), -np.inf, np.float32)
@@ -155,11 +147,12 @@ _retrieval = jax.jit(retrieval, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
-def _generation(model, params, catalog, trie, batch, blocked_BF, beams):
+def _generation(model, params, catalog, trie, batch, unseen_BI, beams):
     def run(module):
         state_BNTD, cache = module(batch, catalog)
         last, length_B = _last(state_BNTD, batch)
-        return beam_search.beam_search(module, last[:, 0, 0], cache, length_B, trie, beams=beams, blocked_BF=blocked_BF)
+        search = functools.partial(beam_search.beam_search, module, last[:, 0, 0], cache, length_B, trie, beams=beams)
+        return search(), search(allowed_BI=unseen_BI)
 
     return model.apply({"params": params}, method=run)
 
