@@ -85,6 +85,7 @@ def test_a_small_model_on_a_pod_holds_no_scores_and_says_what_it_costs():
     found = compiled("--config", "configs/hmat_10m.py", "--topology", "v5e:16x16", *longer)
     tokens = 4096 * 5
     assert found["devices"] == 256 and found["fits"] and found["mesh"]["data"] == 256
+    assert found["kernels"] >= 3, "forward, and backward by queries and by anchors"
     assert found["bytes_per_device"]["temporaries"] < 2 * tokens**2
     assert found["bytes_per_device"]["optimizer"] == 2 * found["bytes_per_device"]["parameters"] + 8
     gradients = 4 * found["parameters"]["network"] // 2  # in bf16, sent and received

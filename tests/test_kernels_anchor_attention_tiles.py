@@ -106,3 +106,9 @@ def test_heuristics_suit_every_shape(name, items, tokens):
     case = Case(items, tokens, heads=8, kv_heads=2, width=64, dtype="bfloat16", cached=7)
     tiles = api.load(name).tiles(case.sizes)
     assert min(tiles.items, tiles.anchors, tiles.backward_items, tiles.backward_anchors) >= 1
+
+
+@pytest.mark.parametrize("size", [0, 4.5, "4", True])
+def test_tiles_of_a_size_that_is_no_number_of_items_are_refused(size):
+    with pytest.raises(UserError, match="tiles.anchors"):
+        Tiles(4, size, 4, 4)

@@ -1,5 +1,6 @@
 """TPU kernels of anchor attention: against a dense float32 mask, interpreted; and by the real compiler, elsewhere."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -281,3 +282,10 @@ def test_mosaic_compiles_odd_sizes():
     odd = [(2, 8, "bfloat16"), (3, 16, "float32"), (17, 32, "bfloat16"), (7, 48, "float32")]
     cases = [_target("v5e", 50, *shape, heads=(6, 2), anchors=77) for shape in odd]
     _fits([*cases, _target("v5e", 64, 17, 128, "bfloat16", heads=(16, 1))])
+
+
+def test_more_tokens_than_a_tile_holds_are_left_to_another_implementation():
+    for tokens, fits in ((64, True), (1100, False)):
+        sizes = Sizes(64, tokens, 2, 2, 64, 64, 4)
+        with contextlib.nullcontext() if fits else pytest.raises(NotImplementedError, match="1100 tokens"):
+            tpu.tiles(sizes)

@@ -15,6 +15,7 @@ from hisam_jax.sharding import AXES, MeshConfig, make_mesh
 from hisam_jax.training.assembly import Configs, check_split
 
 USABLE = 0.92  # of a device's memory; the rest is the runtime's
+PALLAS = ("tpu_custom_call", "mosaic_gpu")  # what Pallas kernels are called in a compiled program
 ALIASES = {"model": "tensor"}
 
 
@@ -80,7 +81,8 @@ def _training(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict[s
     useful = train_flops(configs.model, vocabulary, lengths)
     forward = forward_flops(configs.model, vocabulary, lengths)
     again = forward["blocks"] + forward["attention"] if configs.model.remat == "all" else 0
-    traffic = collectives.traffic(program.compiled.as_text())
+    text = program.compiled.as_text()
+    traffic = collectives.traffic(text)
     memory = program.bytes()
     return {
         "topology": where.name,
@@ -90,6 +92,7 @@ def _training(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict[s
         "parameters": dict(program.parameters),
         "bytes_per_device": {**memory, "total": sum(memory.values()), "capacity": where.chip.memory},
         "flops_per_step": {"useful": useful, "recomputed": again, "per_device": (useful + again) // devices},
+        "kernels": sum(text.count(f'custom_call_target="{name}') for name in PALLAS),
         "collective_bytes_per_step": {**traffic.bytes, "total": traffic.total},
         "collective_calls_per_step": dict(traffic.calls),
         "floor_seconds": _floor(useful + again, memory, traffic.total, where),

@@ -15,44 +15,48 @@ from hisam_jax.errors import UserError
 from hisam_jax.sharding import BATCH, SPECS, fit, on_devices, place
 
 
-def rows_here(mesh: jax.sharding.Mesh | None, rows: int) -> range:
-    """The rows of a batch that this process's devices hold.
+def rows_here(mesh: jax.sharding.Mesh | None, rows: int, devices: Sequence[Any] | None = None) -> np.ndarray:
+    """int64, ascending: the rows of a batch that devices hold, this process's where none are given.
+
+    The mesh follows a slice's torus, so those of a process are not always one run of them.
 
     Raises:
-        UserError: the mesh does not divide the rows, or this process's devices hold no run of them.
+        UserError: the mesh does not divide the rows.
     """
     if mesh is None:
-        return range(rows)
+        return np.arange(rows)
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % split:
         problem = f"{rows} rows over {split} devices of axes data, fsdp"
         raise UserError(problem, field="data.rows", expected=f"a multiple of {split}")
     sharding = jax.NamedSharding(mesh, fit(jax.P(BATCH), (rows,), mesh))
-    held = sorted({index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()})
-    first, last = held[0][0], held[-1][1]
-    if last - first != sum(end - start for start, end in held):
-        raise UserError(
-            f"a process holds rows {held}", field="mesh", expected="devices in the order of their processes"
-        )
-    return range(first, last)
+    where = sharding.devices_indices_map((rows,))
+    devices = sharding.addressable_devices if devices is None else devices
+    held = {where[device][0].indices(rows)[:2] for device in devices}
+    return np.concatenate([np.arange(*bounds) for bounds in sorted(held)])
 
 
-def streams_here(mesh: jax.sharding.Mesh | None, rows: int, streams: int) -> range:
-    """The streams of the data pipeline that give the rows of this process.
+def streams_here(
+    mesh: jax.sharding.Mesh | None, rows: int, streams: int, devices: Sequence[Any] | None = None
+) -> list[int]:
+    """The streams of the data pipeline that give the rows of devices, this process's where none are given.
 
     Raises:
         UserError: a stream's rows would be those of two processes.
     """
-    here, each = rows_here(mesh, rows), rows // streams
-    if here.start % each or here.stop % each:
-        least = rows // len(here)
+    here_R, each = rows_here(mesh, rows, devices), rows // streams
+    stream_R = here_R // each
+    mine, counts = np.unique(stream_R, return_counts=True)
+    if (counts < each).any():
+        run = np.diff(np.flatnonzero(np.diff(here_R, prepend=-2, append=rows + 1) != 1)).min()
+        least = rows // int(np.gcd(int(run), rows))
         raise UserError(
             f"{streams} streams for {jax.process_count()} processes",
             field="data.streams",
             expected=f"a multiple of {least}",
             hint=f"--config.data.streams={least}; a run keeps the streams that it began with",
         )
-    return range(here.start // each, here.stop // each)
+    return mine.tolist()
 
 
 class Placement:
@@ -63,6 +67,7 @@ class Placement:
         self.frozen = tuple(place(tree, SPECS.rows, mesh) for tree in frozen)
         self._splits = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self._here = rows_here(mesh, self._splits)
+        self._place = {int(split): place for place, split in enumerate(self._here)}
         self.share = self._splits // len(self._here)  # all rows, over those of this process
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -105,13 +110,18 @@ class Placement:
         parts = [json.loads(bytes(row[:size])) for row, size in zip(everyone, sizes, strict=True)]
         return {stream: position for part in parts for stream, position in part.items()}
 
+    def local_rows(self, total: int, start: int, stop: int) -> slice:
+        """Where rows `start` to `stop` of a batch, those of one of its devices, are among this process's."""
+        each = total // self._splits
+        first = self._place[start // each] * each + start % each
+        return slice(first, first + stop - start)
+
     def _global(self, rows: np.ndarray) -> jax.Array:
-        total = len(rows) * self.share
-        first, shape = self._here.start * total // self._splits, (total, *rows.shape[1:])
+        shape = (len(rows) // len(self._here) * self._splits, *rows.shape[1:])
         sharding = jax.NamedSharding(self.mesh, fit(SPECS.batch, shape, self.mesh))
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(total)
-            return rows[(slice(start - first, stop - first), *index[1:])]
+            start, stop, _ = index[0].indices(shape[0])
+            return rows[(self.local_rows(shape[0], start, stop), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding, part)

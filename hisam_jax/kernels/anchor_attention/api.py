@@ -59,13 +59,13 @@ def anchor_attention(
 
     Returns:
         Shape and dtype of `q`, zeros for padding; with `return_lse` also float32 `[batch, items, tokens, heads]`, -inf
-        for padding.
+        for padding. Inputs must be finite, padding too: zero times NaN is NaN.
 
     Raises:
         UserError: shapes, dtypes or segment ids that do not fit, a named implementation that is unknown, not there on
             this platform, or cannot do this problem.
     """
-    check(q, k, v, segment_ids, window, cached_k, cached_v, cached_segment_ids, tiles)
+    check(q, k, v, segment_ids, window, cached_k, cached_v, cached_segment_ids, tiles, strict)
     inputs = _inputs(q, k, v, segment_ids, cached_k, cached_v, cached_segment_ids)
     rule = Rule(bool(strict), shortened(window, inputs.anchor_k_BMGD.shape[1]))
     out, lse = attend(inputs, rule, tiles, implementation)

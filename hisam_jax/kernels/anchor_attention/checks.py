@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 
 from hisam_jax.errors import UserError
 from hisam_jax.kernels.anchor_attention.tiles import Tiles
 
 
-def check(q, k, v, segment_ids, window, cached_k=None, cached_v=None, cached_segment_ids=None, tiles=None) -> None:
+def check(
+    q, k, v, segment_ids, window, cached_k=None, cached_v=None, cached_segment_ids=None, tiles=None, strict=False
+) -> None:
     """Shapes, dtypes and segment ids of `api.anchor_attention`.
 
     Raises:
         UserError: the first that does not fit, with its sizes.
     """
+    for name, x in (("q", q), ("k", k), ("v", v), ("cached_k", cached_k), ("cached_v", cached_v)):
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")) and not (x is None and name.startswith("cached")):
+            raise UserError(f"{name} of type {type(x).__name__}", field=name, expected="an array")
+    if not isinstance(strict, (bool, np.bool_)):
+        raise UserError(f"strict of type {type(strict).__name__}", field="strict", expected="True or False, not traced")
     if q.ndim != 5 or not all(q.shape):
         raise UserError(f"q of shape {q.shape}", field="q", expected="[batch, items, tokens, heads, width], none 0")
     if k.shape != v.shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from hisam_jax.config import check_least
+from hisam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Tiles:
         backward_anchors: anchors of a tile in the backward pass.
 
     Raises:
-        UserError: a size below 1.
+        UserError: a size that is no whole number, or below 1.
     """
 
     items: int
@@ -27,6 +28,10 @@ class Tiles:
     backward_anchors: int
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UserError(f"value {value!r}", field=f"tiles.{field.name}", expected="a whole number")
         check_least(self, "tiles", items=1, anchors=1, backward_items=1, backward_anchors=1)
 
 

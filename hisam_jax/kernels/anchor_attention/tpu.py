@@ -60,8 +60,9 @@ def backward(x: Inputs, lse_BNTH, d_out_BNTHD, delta_BNTH, rule: Rule, tiles: Ti
 def _repeats(sizes: Sizes) -> int:
     """How often kv heads are repeated so that the least tile of one of them has no more than `MOST_ROWS` rows."""
     ratio, least = sizes.heads // sizes.kv_heads, item_unit(sizes) * sizes.tokens
-    divisors = [n for n in range(1, ratio + 1) if ratio % n == 0]
-    return next((n for n in divisors if least * ratio // n <= MOST_ROWS), ratio)
+    if least > MOST_ROWS:
+        raise NotImplementedError(f"{sizes.tokens} tokens an item: {least} rows of the least tile, {MOST_ROWS} at most")
+    return next(n for n in range(1, ratio + 1) if ratio % n == 0 and least * ratio // n <= MOST_ROWS)
 
 
 def _repeat_keys(x: Inputs, repeats: int) -> Inputs:
