@@ -93,6 +93,11 @@ class Items:
     popularity_I: jax.Array
     cold_I: jax.Array
 
+    @functools.cached_property
+    def codes_IL(self) -> np.ndarray:
+        """The catalogue's codes on the host."""
+        return np.asarray(self.catalog.codes_IL)
+
 
 def fitting(sizes: Sequence[int], wanted: int) -> int:
     """The smallest size that holds so many."""
@@ -134,6 +139,10 @@ class Engine:
         able = {"retrieval": c.retrieval, "generation": c.generation, "hybrid": c.retrieval and c.generation}
         return tuple(name for name in WAYS if able.get(name))
 
+    def compiled(self) -> int:
+        """How many programs there are so far."""
+        return sum(step._cache_size() for step in self._run.values())
+
     def vectors(self, catalog: Catalog) -> jax.Array:
         """`[I, D]`, for `Items`."""
         return self._run["item_vectors"](self.params, catalog)
@@ -145,22 +154,26 @@ class Engine:
         return UserState(none, none, np.zeros(c.width, np.float32), 0, 0)
 
     def read(self, items: Items, histories: Sequence[History]) -> list[UserState]:
-        """States of whole histories, of which the latest `window` items are kept."""
+        """States of whole histories, equal to those that appending would have made, to rounding.
+
+        Under a window, a layer's anchors depend on as many windows of items as there are layers up to it: no more than
+        that is read, and the latest `window` anchors are kept.
+        """
+        deep = self.window * (self.model.config.layers if self.model.config.anchors else 1)
+        sizes = sorted({*self.config.lengths, *range(self.window, deep + 1, self.window)})
         out: list[UserState] = [self.empty()] * len(histories)
         order = sorted((i for i in range(len(histories)) if len(histories[i])), key=lambda i: len(histories[i]))
         for start in range(0, len(order), self.config.rows[-1]):
             chosen = order[start : start + self.config.rows[-1]]
-            part = [histories[i].latest(self.window) for i in chosen]
-            length = fitting(self.config.lengths, len(part[-1]))
-            batch = pad_histories(
-                part, np.asarray(items.catalog.codes_IL), length, fitting(self.config.rows, len(part))
-            )
+            part = [histories[i].latest(deep) for i in chosen]
+            rows, length = fitting(self.config.rows, len(part)), fitting(sizes, len(part[-1]))
+            batch = pad_histories(part, items.codes_IL, length, rows)
             read_BD, cache = self._run["read_histories"](self.params, items.catalog, batch)
             k, v, read_BD = (np.asarray(x) for x in (cache.k, cache.v, read_BD))
             for row, (index, history) in enumerate(zip(chosen, part, strict=True)):
-                used = len(history) * self.tokens
-                kept = (np.ascontiguousarray(x[:, row, :used]) for x in (k, v))
-                out[index] = UserState(*kept, read_BD[row].copy(), len(history), len(history))
+                kept, last = min(len(history), self.window), len(history) * self.tokens
+                mine = (np.ascontiguousarray(x[:, row, last - kept * self.tokens : last]) for x in (k, v))
+                out[index] = UserState(*mine, read_BD[row].copy(), len(history), kept)
         return out
 
     def append(self, items: Items, states: Sequence[UserState], events: History) -> list[UserState]:

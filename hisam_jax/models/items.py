@@ -67,7 +67,7 @@ class ItemEncoder(nn.Module):
     def _ids(self, item_x: jax.Array | None, items: int, spec: jax.P) -> jax.Array:
         if item_x is not None:
             return self.ids(_row(item_x, self.items, self.ids.rows), spec)
-        if self.ids.rows >= self.items:
+        if self.ids.rows >= items:
             return shard(self.ids.table[:items], SPECS.rows)
         return self.ids(_row(shard(jnp.arange(items), SPECS.rows), self.items, self.ids.rows), SPECS.rows)
 
@@ -79,8 +79,11 @@ class ItemEncoder(nn.Module):
 
 
 def _row(item: jax.Array, items: int, rows: int) -> jax.Array:
-    """Row of the id table: one to one where it is large enough, else multiplicative hashing (Knuth)."""
+    """Row of the id table: one to one where it is large enough, else multiplicative hashing (Knuth).
+
+    Items that came after training have none and are given the last one, which counts for nothing.
+    """
     if rows >= items:
-        return item
+        return jnp.minimum(item, rows - 1)
     mixed = item.astype(jnp.uint32) * jnp.uint32(2654435769)
     return ((mixed >> 7) % jnp.uint32(rows)).astype(jnp.int32)

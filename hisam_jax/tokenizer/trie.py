@@ -77,8 +77,9 @@ class Trie:
 
     def is_allowed(self, before_BI: jax.Array, node_Bx: jax.Array, level: int) -> jax.Array:
         """Whether an allowed item is below each node of a level: a node's items are one run of `item_order`."""
-        start, end = (jnp.take_along_axis(before_BI, self.reach[level][node_Bx + i], axis=1) for i in (0, 1))
-        return end > start
+        flat = node_Bx.reshape(node_Bx.shape[0], -1)
+        start, end = (jnp.take_along_axis(before_BI, self.reach[level][flat + i], axis=1) for i in (0, 1))
+        return (end > start).reshape(node_Bx.shape)
 
     def leaf_of_item(self) -> np.ndarray:
         """int32 `[I]`: each item's leaf."""
