@@ -98,7 +98,7 @@ def train(
             iterator=iterator,
             terminated=terminated,
             placement=placement,
-            watch=Watch(cost),
+            watch=Watch(cost, placement.share),
             profile=Profile(config.profile, Path(workdir) / "profile"),
         )
         run.begin(partial(init_state, init_fn, tx, config.seed), batch)
