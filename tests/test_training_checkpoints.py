@@ -167,6 +167,15 @@ def test_every_file_has_a_checksum_and_without_them_nothing_is_checked(dataset, 
     assert equal(checkpoints.load_params(finished, "last"), checkpoints.load_params(workdir, "last"))
 
 
+def test_a_step_may_be_damaged_more_than_once(dataset, finished, workdir):
+    for _ in range(3):
+        (workdir / "checkpoints" / "24" / "_CHECKPOINT_METADATA").write_text("{}")
+        run(dataset, workdir)
+    aside = {path.name for path in (workdir / "checkpoints").glob("damaged-*")}
+    assert aside == {"damaged-24", "damaged-24-2", "damaged-24-3"}
+    assert lines(finished) == lines(workdir)
+
+
 def test_what_another_process_cannot_read_is_passed_over_here_too(dataset, workdir, caplog, monkeypatch):
     answers = iter([True])
     monkeypatch.setattr(checkpoints, "agree", lambda flag, timeout: next(answers, flag))

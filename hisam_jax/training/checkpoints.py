@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import logging
 import os
@@ -164,7 +165,7 @@ def restore(
         for damaged in steps[len(steps) - tried :]:
             if is_main():
                 _log.warning("checkpoint %s cannot be read; going on from step %d", folder / str(damaged), step)
-                (folder / str(damaged)).rename(folder / f"{_DAMAGED}{damaged}")
+                _set_aside(folder / str(damaged))
         barrier("checkpoint restored", PATIENCE)
         return abstract.replace(params=parts["params"], **parts["state"]), saved
     if steps:
@@ -349,6 +350,12 @@ def _retire(path: Path) -> Path:
     retired = path.with_name(f"{_RETIRED}{path.name}")
     _remove(retired)
     return path.rename(retired)
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint, which may not be the first one of its step."""
+    names = (f"{_DAMAGED}{path.name}{f'-{count}' if count > 1 else ''}" for count in itertools.count(1))
+    path.rename(next(aside for aside in map(path.with_name, names) if not aside.exists()))
 
 
 def _remove(path: Path) -> None:
