@@ -69,6 +69,13 @@ def flip(folder: Path) -> None:
     file.write_bytes(content)
 
 
+def save_again(workdir: Path, state, **memory) -> None:
+    """Saves a state that was saved before, as the only one that is kept."""
+    saved = checkpoints.describe(workdir / "checkpoints", int(state.step))
+    memory = {**saved.memory, **memory}
+    checkpoints.save(workdir / "checkpoints", state, saved.positions, saved.identity, memory, keep=1).finish()
+
+
 @contextlib.contextmanager
 def files_no_larger_than(size: int):
     """Lets writing fail as on a full disk."""
@@ -197,6 +204,32 @@ def test_a_lost_process_is_no_damage(dataset, workdir, monkeypatch):
     with pytest.raises(RuntimeError, match="closed by peer"):
         run(dataset, workdir)
     assert checkpoints.saved_steps(workdir / "checkpoints")[-1] == 24
+
+
+def test_saved_again_the_old_one_stays_until_the_new_one_is_whole(dataset, workdir):
+    state, folder = run(dataset, workdir), workdir / "checkpoints"
+    save_again(workdir, state, stale=7)
+    assert [path.name for path in folder.iterdir()] == ["24"]
+    assert checkpoints.describe(folder, 24).memory["stale"] == 7
+    params = checkpoints.load_params(workdir)
+    with files_no_larger_than(1000), pytest.raises(UserError, match="disk is full.*last good checkpoint: step 24"):
+        save_again(workdir, state, stale=8)
+    assert [path.name for path in folder.iterdir()] == ["24"]
+    assert checkpoints.describe(folder, 24).memory["stale"] == 7
+    assert equal(params, checkpoints.load_params(workdir)) and int(run(dataset, workdir).step) == 24
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_killed_while_the_new_one_takes_the_place_of_the_old(both, dataset, finished, workdir, caplog):
+    folder = workdir / "checkpoints"
+    shutil.copytree(folder / "24", folder / "24.again")
+    if not both:
+        (folder / "24").rename(folder / ".retired-24")
+    with caplog.at_level(logging.WARNING):
+        run(dataset, workdir)
+    assert not caplog.text
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (finished / "checkpoints").iterdir()}
+    assert equal(checkpoints.load_params(finished, "last"), checkpoints.load_params(workdir, "last"))
 
 
 def test_when_none_can_be_read_nothing_is_trained_over_them(dataset, workdir):

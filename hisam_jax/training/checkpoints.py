@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _RETIRED = ".retired-"
 _DAMAGED = "damaged-"
+_AGAIN = ".again"  # behind the step of one that is saved anew: the old one stays until the new one is whole
 _CHECKSUMS = "checksums.json"
 _HASHING = 4  # files read at a time for their checksums
 PATIENCE = 600.0  # seconds that processes wait for each other around a restore
@@ -63,8 +64,9 @@ def saved_steps(folder: str | os.PathLike) -> list[int]:
 class Saving:
     """A checkpoint that is being written while training goes on; it is one once `finish` has returned."""
 
-    def __init__(self, path: Path, begin: Callable[[], Any], keep: int, best_step: int | None):
+    def __init__(self, path: Path, written: Path, begin: Callable[[], Any], keep: int, best_step: int | None):
         self.path, self.keep, self.best_step = path, keep, best_step
+        self._written = written
         self._response = self._trying(begin)
         pool = ThreadPoolExecutor(1, "checkpoint")
         self._end = pool.submit(self._commit)
@@ -84,7 +86,9 @@ class Saving:
     def _commit(self) -> None:
         self._response.result()
         if is_main():
-            _write_checksums(self.path)
+            _write_checksums(self._written)
+            if self._written != self.path:
+                _replace(self.path, self._written)
 
     def _trying(self, work: Callable[[], Any]) -> Any:
         try:
@@ -93,7 +97,7 @@ class Saving:
         except Exception as error:
             _clear(self.path.parent)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _mentions_full_disk(error):
-                kept = [known for known in saved_steps(self.path.parent) if str(known) != self.path.name]
+                kept = [known for known in saved_steps(self.path.parent) if str(known) != self._written.name]
                 raise UserError(
                     f"the disk is full: no checkpoint of step {self.path.name}",
                     path=self.path,
@@ -128,12 +132,13 @@ def save(
     """
     path = Path(folder).absolute() / str(int(state.step))
     path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f"{path.name}{_AGAIN}") if from_main(path.exists()) else path
     if jax.default_backend() == "cpu":  # what is written in the background shares its memory with the array there
         state = jax.tree.map(jnp.copy, state)
     parts = {"params": state.params, "state": _but_params(state)}
     record = {"identity": dict(identity), "memory": dict(memory), "positions": dict(positions)}
-    begin = functools.partial(ocp.save_checkpointables_async, path, parts, overwrite=True, custom_metadata=record)
-    return Saving(path, begin, keep, best_step)
+    begin = functools.partial(ocp.save_checkpointables_async, written, parts, overwrite=True, custom_metadata=record)
+    return Saving(path, written, begin, keep, best_step)
 
 
 def restore(
@@ -331,8 +336,11 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _clear(folder: Path) -> list[str]:
-    """Removes what killed saves and deletions left; the names of the saves."""
+    """Removes what killed saves and deletions left, and ends replacements; the names of the saves."""
     with _quiet():
+        for written in folder.glob(f"*{_AGAIN}"):
+            if ocp.is_orbax_checkpoint(written):
+                _replace(folder / written.name.removesuffix(_AGAIN), written)
         paths = sorted(path for path in folder.glob("*") if path.is_dir())
         torn = [path for path in paths if path.name[:1].isdigit() and not path.name.isdigit()]
         torn += [path for path in paths if path.name.isdigit() and not ocp.is_orbax_checkpoint(path)]
@@ -344,6 +352,14 @@ def _clear(folder: Path) -> list[str]:
 def _drop(folder: Path, steps: list[int]) -> None:
     for step in steps:
         _remove(_retire(folder / str(step)))  # so that a kill half-way leaves nothing that looks whole
+
+
+def _replace(path: Path, written: Path) -> None:
+    """Puts a whole checkpoint into the place of another; killed half-way, `_clear` ends it."""
+    retired = _retire(path) if path.exists() else None
+    written.rename(path)
+    if retired:
+        _remove(retired)
 
 
 def _retire(path: Path) -> Path:
