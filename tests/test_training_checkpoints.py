@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -85,6 +86,10 @@ def files_no_larger_than(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.slow
@@ -230,6 +235,27 @@ def test_killed_while_the_new_one_takes_the_place_of_the_old(both, dataset, fini
     assert not caplog.text
     assert {path.name for path in folder.iterdir()} == {path.name for path in (finished / "checkpoints").iterdir()}
     assert equal(checkpoints.load_params(finished, "last"), checkpoints.load_params(workdir, "last"))
+
+
+def test_only_the_main_process_tidies_up_behind_a_full_disk(dataset, workdir, monkeypatch):
+    state, torn = run(dataset, workdir), workdir / "checkpoints" / "28.orbax-checkpoint-tmp-7"
+    monkeypatch.setattr(checkpoints.ocp, "save_checkpointables_async", no_room)
+    monkeypatch.setattr(checkpoints, "is_main", lambda: False)
+    torn.mkdir()
+    with pytest.raises(UserError, match="disk is full"):
+        save_again(workdir, state)
+    assert torn.is_dir()
+    remove = shutil.rmtree
+
+    def lose_a_race(path):
+        remove(path)
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(checkpoints, "is_main", lambda: True)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lose_a_race)
+    with pytest.raises(UserError, match="disk is full"):
+        save_again(workdir, state)
+    assert not torn.exists()
 
 
 def test_when_none_can_be_read_nothing_is_trained_over_them(dataset, workdir):

@@ -95,7 +95,9 @@ class Saving:
             with _quiet():
                 return work()
         except Exception as error:
-            _clear(self.path.parent)
+            if is_main():
+                with contextlib.suppress(OSError):  # the error that brought us here says more
+                    _clear(self.path.parent)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _mentions_full_disk(error):
                 kept = [known for known in saved_steps(self.path.parent) if str(known) != self._written.name]
                 raise UserError(
@@ -375,8 +377,10 @@ def _set_aside(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
+    """Removes a folder; another process may be at it too."""
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def _mentions_full_disk(error: BaseException | None) -> bool:
