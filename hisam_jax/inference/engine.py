@@ -199,7 +199,7 @@ class Engine:
         gaps = np.zeros(len(states), np.float32) if gaps is None else gaps
         for chosen in self._parts(len(states)):
             cache, items_B, read_BD = self._stacked([states[i] for i in chosen])
-            request = self._filter(items, [wanted[i] for i in chosen], len(items_B))
+            request = self.filter_of(items, [wanted[i] for i in chosen], len(items_B))
             found = self._lists(items, cache, read_BD, items_B, _padded(gaps[chosen], len(items_B)), request, way, by)
             item_Bk, score_Bk = (np.asarray(x) for x in found)
             for row in range(len(chosen)):
@@ -271,7 +271,7 @@ class Engine:
         capacity = fitting(self.config.lengths, max(state.kept for state in states))
         return stacked(states, rows, capacity, self.tokens)
 
-    def _filter(self, items: Items, wanted: Sequence[Wanted], rows: int) -> Filter:
+    def filter_of(self, items: Items, wanted: Sequence[Wanted], rows: int) -> Filter:
         words = items.facts.attributes_IW.shape[1]
         hidden_BS = np.full((rows, self.config.hidden), -1, np.int32)
         oldest_B, any_of_BW = np.zeros(rows, np.int32), np.zeros((rows, words), np.uint32)

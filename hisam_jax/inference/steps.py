@@ -53,12 +53,17 @@ def append(model: HMAT, params, catalog: Catalog, cache: Cache, items_B, event) 
 
 
 def click_logits(model: HMAT, params, catalog: Catalog, cache: Cache, items_B, item_BC, gap_B) -> jax.Array:
-    """`[B, C]`: click logits of candidates over the cached history; candidates never see each other."""
+    """`[B, C]`: click logits of candidates over the cached history; candidates never see each other.
+
+    Tokens behind the one that is read, such as an action that nobody took, are left out.
+    """
     group = {"item": item_BC, "codes": jnp.asarray(catalog.codes_IL)[item_BC], "action": jnp.zeros_like(item_BC)}
     group["gap"] = jnp.broadcast_to(gap_B[:, None], item_BC.shape)
 
     def run(module):
         x_BCTD = module.embed(group, catalog)
+        if model.config.actions:
+            x_BCTD = x_BCTD[:, :, : len(model.vocab) + 1]
         position_BC = jnp.broadcast_to(items_B[:, None], item_BC.shape)
         return module.click_logits(module.run(x_BCTD, position_BC, jnp.ones_like(item_BC), cache)[0])
 

@@ -1,0 +1,21 @@
+"""Inference: cached anchors beside a flat model's full cache, masks and beams over a million items.
+
+    python -m benchmarks.inference [--only PART ...] [--quick]
+
+Rewrites benchmarks/results/inference.md and inference.json. Parts that are not asked for keep their figures.
+"""
+
+from __future__ import annotations
+
+from benchmarks.parts import Page
+
+QUESTIONS = {
+    "latency": "What do cached anchors save?",
+    "masking": "What do filters cost a decoding step, and what do beams lose?",
+    "states": "How small may a user's state be kept?",
+}
+PAGE = Page("inference", "Inference", QUESTIONS, ("jaxlib", "numpy"))
+
+
+if __name__ == "__main__":
+    PAGE.main(__doc__)
