@@ -233,7 +233,7 @@ def test_a_deadline_that_passes_is_answered_503(served):
     served(check)
 
 
-def test_a_new_item_is_recommended_at_once_and_moves_no_other(served, root):
+def test_a_new_item_is_recommended_at_once_and_moves_no_other(served):
     async def check(client, service):
         release = service.now.release
         before = [release.codes(row) for row in range(50)]
@@ -250,7 +250,9 @@ def test_a_new_item_is_recommended_at_once_and_moves_no_other(served, root):
             found = await client.post("/recommend", json={"user": "u1", "way": way, "hide": hidden[:29]})
             assert found.status_code == 200
         only = await recommended(client, user="u1", added_since=1)
-        every = {name for way in ("retrieval", "generation") for name in names(await recommended(client, user="u1", way=way))}
+        every = {
+            name for way in ("retrieval", "generation") for name in names(await recommended(client, user="u1", way=way))
+        }
         assert "new" in every | set(names(only)) and await send(client, "u1", "new") == 1
         assert "new" not in names(await recommended(client, user="u1"))
         assert (await client.delete("/items/other")).status_code == 204
@@ -260,11 +262,6 @@ def test_a_new_item_is_recommended_at_once_and_moves_no_other(served, root):
         assert release.engine.compiled() == programs
 
     served(check)
-    asyncio.run(_still_there(root, served))
-
-
-async def _still_there(root, served):
-    pass
 
 
 def test_no_request_compiles(served):
@@ -351,7 +348,9 @@ def test_checkpoints_of_another_table_are_refused(root, tmp_path):
 
 def test_events_know_ratings_and_times(served):
     async def check(client, service):
-        await client.post("/users/a/events", json={"events": [{"item": "i1", "rating": 3.5, "time": 0}, {"item": "i2"}]})
+        await client.post(
+            "/users/a/events", json={"events": [{"item": "i1", "rating": 3.5, "time": 0}, {"item": "i2"}]}
+        )
         (first, second) = service.store.events({"a": 0})["a"]
         assert first == Event("i1", 7, 0) and second.action == 0 and second.time > 1_700_000_000
 

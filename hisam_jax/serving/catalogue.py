@@ -1,4 +1,4 @@
-"""A release's items as they are now: arrays with room for new ones, names, pictures; replaced whole when they change."""
+"""A release's items as they are now: arrays with room for new ones, and names; replaced whole when they change."""
 
 from __future__ import annotations
 

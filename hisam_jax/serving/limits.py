@@ -37,8 +37,6 @@ class Limits:
     room: int = 1000
 
     def __post_init__(self):
-        check_least(
-            self, "serve", body=1, history=1, k=1, candidates=1, concurrent=1, queue=1, wait=0, users=1, room=1
-        )
+        check_least(self, "serve", body=1, history=1, k=1, candidates=1, concurrent=1, queue=1, wait=0, users=1, room=1)
         if self.deadline <= 0:
             raise UserError(f"value {self.deadline}", field="serve.deadline", expected="seconds, more than 0")

@@ -25,7 +25,7 @@ from hisam_jax.serving.limits import Limits
 from hisam_jax.tokenizer import registry
 from hisam_jax.tokenizer.extension import check_tokenizer, extend
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
-from hisam_jax.training.checkpoints import describe, differences, saved_steps
+from hisam_jax.training.checkpoints import Saved, describe, differences, saved_steps
 
 BOUND = ("model", "split_checksum", "items_checksum", "ids_checksum")
 
@@ -245,12 +245,19 @@ def _check_bound(run: Run, tokenizer: Any) -> None:
     if tokenizer is not None:
         check_tokenizer(run.assembly.table, tokenizer)
     for step in saved_steps(folder / "checkpoints"):
-        saved = describe(folder / "checkpoints", step)
+        saved = _described(folder / "checkpoints", step)
         then, now = ({name: part.get(name) for name in BOUND} for part in (saved.identity, run.info["identity"]))
         if differing := differences(then, now):
             raise UserError(
                 f"a checkpoint of another run: {differing[0]}", path=saved.path, expected="the run's own checkpoints"
             )
+
+
+def _described(folder: Path, step: int) -> Saved:
+    try:
+        return describe(folder, step)
+    except Exception as error:
+        raise UserError(f"unreadable checkpoint ({type(error).__name__}: {error})", path=folder / str(step)) from error
 
 
 def _longer(table: SemanticIDTable, item: Added) -> SemanticIDTable:

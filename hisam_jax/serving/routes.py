@@ -40,6 +40,8 @@ def _service(request: Request) -> Service:
 
 In = Annotated[Service, Depends(_service)]
 Name = Annotated[str, "an id in a path"]
+Limit = Annotated[int, Query(ge=1, le=200)]
+Offset = Annotated[int, Query(ge=0, lt=2**31)]
 Deadline = Annotated[float | None, Header(gt=0, description="seconds after which an answer is of no use")]
 
 
@@ -80,9 +82,7 @@ async def rank(body: schemas.RankIn, service: In, x_deadline: Deadline = None) -
 
 
 @router.get("/items")
-async def items(
-    service: In, text: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 40, offset: Annotated[int, Query(ge=0)] = 0
-) -> schemas.ItemsOut:  # fmt: skip
+async def items(service: In, text: str = "", limit: Limit = 40, offset: Offset = 0) -> schemas.ItemsOut:
     """Items whose title or id holds a text, the most popular first, those that came later before all others."""
     release = service.serving().release
     rows = _found(release, text.casefold())

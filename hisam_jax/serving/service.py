@@ -161,7 +161,10 @@ class Service:
         if self._changing.locked():
             raise Refusal(409, "another release or item is being loaded", retry=5)
         async with self._changing:
-            release = await asyncio.to_thread(self._prepared, path)
+            try:
+                release = await asyncio.to_thread(self._prepared, path)
+            except UserError as error:
+                raise Refusal(422, f"{error}; release {self.now.release.id} goes on serving") from error
             if expect is not None and release.id != expect:
                 raise Refusal(422, f"release {release.id}; expected {expect}")
             await self._switch(Serving(release, self._users(release)))

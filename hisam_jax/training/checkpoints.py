@@ -183,9 +183,10 @@ def load_params(workdir: str | os.PathLike, which: Literal["best", "last"] = "be
     steps = saved_steps(folder)
     if not steps:
         raise UserError("no checkpoint", path=folder, expected="a run that `hisam train` saved at least once")
-    best = describe(folder, steps[-1]).memory.get("best_step")
-    path = folder / str(best if which == "best" and best in steps else steps[-1])
+    path = folder / str(steps[-1])
     try:
+        best = describe(folder, steps[-1]).memory.get("best_step")
+        path = folder / str(best if which == "best" and best in steps else steps[-1])
         with _quiet():
             tree = ocp.metadata(path, checkpointable_name="params").metadata
             abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
