@@ -50,7 +50,8 @@ def serve(
     limits, token = limits or Limits(), _token(token_file)
     if store is None and is_url(workdir):
         raise UserError("none given", field="store", expected="a path, as the run lies at a URL")
-    first = [load_run(workdir)]  # says what is wrong with it before anything is opened
+    first = [load_run(workdir)]  # says what is wrong with it, or with the shapes, before anything is opened
+    engine_config(first[0], limits, rows)
 
     def load(path: str | os.PathLike) -> Release:
         run = first.pop() if first else load_run(path, again=True)
