@@ -208,7 +208,7 @@ def test_a_new_item_is_recommendable_at_once_and_moves_nothing():
     catalog = items.catalog.replace(codes_IL=items.catalog.codes_IL.at[new].set(row[:-1]))
     catalog = catalog.replace(features={"text": catalog.features["text"].at[new].set(catalog.features["text"][5])})
     facts = items.facts.replace(servable_I=items.facts.servable_I.at[new].set(True))
-    trie = build_trie(np.concatenate([full, row[None]]), items.trie.sizes, ITEMS + ROOM)
+    trie = build_trie(np.concatenate([full, row[None]]), items.trie.sizes, like=items.trie)
     items = dataclasses.replace(items, catalog=catalog, facts=facts, trie=trie, vectors_ID=engine.vectors(catalog))
     assert np.isfinite(np.asarray(items.vectors_ID)).all()
     after = dict(zip(*engine.recommend(items, states, [Wanted(NOTHING)], ITEMS, "generation")[0], strict=True))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-BLOCK = 64  # windows
+BLOCK = 256  # windows
 
 
 class Reader(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -123,14 +124,20 @@ class Engine:
         self.tokens = 1 if model.config.anchors else model.slots
         self._run = {name: jax.jit(functools.partial(step, model)) for name, step in _ARRAY_STEPS.items()}
         self._run |= {
-            name: jax.jit(functools.partial(step, model), static_argnames=("k", "beams", "sharing", "cold", "by"))
-            for name, step in _LIST_STEPS.items()
+            name: jax.jit(functools.partial(step, model), static_argnames=fixed)
+            for name, (step, fixed) in _LIST_STEPS.items()
         }
 
     @property
     def window(self) -> int:
         """Items that a state keeps."""
         return self.config.lengths[-1]
+
+    @property
+    def read_lengths(self) -> tuple[int, ...]:
+        """Padded lengths of histories that are read whole."""
+        layers = self.model.config.layers if self.model.config.anchors else 0
+        return (*self.config.lengths, *(self.window * layer + 1 for layer in range(1, layers + 1)))
 
     @functools.cached_property
     def ways(self) -> tuple[Way, ...]:
@@ -156,11 +163,11 @@ class Engine:
     def read(self, items: Items, histories: Sequence[History]) -> list[UserState]:
         """States of whole histories, equal to those that appending would have made, to rounding.
 
-        Under a window, a layer's anchors depend on as many windows of items as there are layers up to it: no more than
-        that is read, and the latest `window` anchors are kept.
+        Under a window, the last item's state depends on itself and as many windows of items as there are layers: no
+        more than that is read, and the latest `window` anchors are kept.
         """
-        deep = self.window * (self.model.config.layers if self.model.config.anchors else 1)
-        sizes = sorted({*self.config.lengths, *range(self.window, deep + 1, self.window)})
+        sizes = self.read_lengths
+        deep = sizes[-1]
         out: list[UserState] = [self.empty()] * len(histories)
         order = sorted((i for i in range(len(histories)) if len(histories[i])), key=lambda i: len(histories[i]))
         for start in range(0, len(order), self.config.rows[-1]):
@@ -229,22 +236,21 @@ class Engine:
         return out
 
     def warm_up(self, items: Items) -> int:
-        """Compiles every shape; returns how many calls that took."""
-        calls, c = 0, self.config
+        """Compiles every shape that a request may need; returns how many programs there are then."""
+        c = self.config
         by = "ranking" if self.model.config.ranking else "retrieval"
+        heads = [head for head in ("ranking", "retrieval") if getattr(self.model.config, head)]
         for rows in c.rows:
-            for length in c.lengths:
-                event = History(np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros(length, np.float32))
-                states = self.read(items, [event] * rows)
-                one = History(*(getattr(event, name)[np.zeros(rows, int)] for name in ("item", "action", "gap")))
-                self.append(items, states, one)
+            for length in self.read_lengths:
+                states = self.read(items, [_blank(length)] * rows)
+                if length not in c.lengths:
+                    continue
+                self.append(items, states, _blank(rows))
                 for way in self.ways:
                     self.recommend(items, states, [Wanted(np.zeros(0, np.int32))] * rows, 1, way, by)
-                for width in c.candidates:
-                    for head in {by, "retrieval" if self.model.config.retrieval else by}:
-                        self.rank(items, states, [np.zeros(width, np.int32)] * rows, head)
-                calls += 3 + len(self.ways)
-        return calls
+                for width, head in itertools.product(c.candidates, heads):
+                    self.rank(items, states, [np.zeros(width, np.int32)] * rows, head)
+        return self.compiled()
 
     def _lists(self, items: Items, cache, read_BD, items_B, gap_B, request: Filter, way: Way, by: str):
         if way not in self.ways:
@@ -284,6 +290,10 @@ class Engine:
         return Filter(hidden_BS, oldest_B, any_of_BW)
 
 
+def _blank(length: int) -> History:
+    return History(np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros(length, np.float32))
+
+
 def _padded(values: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(values, (0, rows - len(values)))
 
@@ -320,8 +330,8 @@ _ARRAY_STEPS = {
     "scores": _scores,
 }
 _LIST_STEPS = {
-    "retrieve": _retrieve,
-    "retrieve_approximate": functools.partial(_retrieve, approximate=True),
-    "generate_items": _generate,
-    "hybrid": _hybrid,
+    "retrieve": (_retrieve, ("k",)),
+    "retrieve_approximate": (functools.partial(_retrieve, approximate=True), ("k",)),
+    "generate_items": (_generate, ("k", "beams", "sharing")),
+    "hybrid": (_hybrid, ("k", "beams", "sharing", "cold", "by")),
 }

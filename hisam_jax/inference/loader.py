@@ -1,4 +1,6 @@
-"""Loads what `hisam export` wrote; needs jax and numpy only, and stands in every release as `load.py`.
+"""Loads what `hisam export` wrote; needs numpy and jax only (and the flatbuffers that `jax.export` reads with).
+
+It stands in every release as `load.py`:
 
 release = load("RELEASE")
 state = release.read([["item-1", "item-2"]])

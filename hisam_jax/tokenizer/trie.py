@@ -114,7 +114,7 @@ def _children(
     return jnp.minimum(child_xK, codes_N.shape[0] - 1), exists_xK
 
 
-def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...], capacity: int = 0) -> Trie:
+def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...], capacity: int = 0, like: Trie | None = None) -> Trie:
     """Trie over the rows of `codes_IL`; vectorised, O(L I log I).
 
     Args:
@@ -122,6 +122,8 @@ def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...], capacity: int = 0) 
         sizes: vocabulary size of each level.
         capacity: arrays have room for as many items, so that a tree with more of them has the same shapes; its fanouts
             are rounded up to powers of two with as many again. 0: no more than what is there.
+        like: a tree whose shapes and fanouts are kept where they still hold what is there, so that a program that was
+            compiled for it takes the new one.
 
     Raises:
         UserError: no item, a code outside its level's vocabulary, or more items than int32 counts.
@@ -142,11 +144,14 @@ def build_trie(codes_IL: np.ndarray, sizes: tuple[int, ...], capacity: int = 0) 
         parents = first_N
     fanouts = [int(np.diff(start).max()) for start in starts]
     order = order.astype(np.int32)
+    capacity = len(like.item_order) if like is not None else capacity
     if capacity:
         codes, order = [_padded(x, capacity, 0) for x in codes], _padded(order, capacity, 0)
         starts = [starts[0], *(_padded(x, capacity + 1, x[-1]) for x in starts[1:])]
         reach = [_padded(x, capacity + 1, x[-1]) for x in reach]
-        fanouts = [min(size, 1 << (2 * most - 1).bit_length()) for most, size in zip(fanouts, sizes, strict=True)]
+        roomy = [min(size, 1 << (2 * most - 1).bit_length()) for most, size in zip(fanouts, sizes, strict=True)]
+        kept = roomy if like is None else like.fanouts
+        fanouts = [new if most > old else old for most, old, new in zip(fanouts, kept, roomy, strict=True)]
     codes, starts, reach = (tuple(map(jnp.asarray, arrays)) for arrays in (codes, starts, reach))
     return Trie(codes, starts, tuple(sizes), tuple(fanouts), jnp.asarray(order), reach)
 
