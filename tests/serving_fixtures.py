@@ -63,7 +63,7 @@ class Warm:
 
     def __call__(self, path) -> Release:
         release = load(path)
-        release.engine = self._engines.setdefault(release.id, release.engine)
+        release.engine = release.stock._engine = self._engines.setdefault(release.id, release.engine)
         return release
 
 

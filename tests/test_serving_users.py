@@ -8,9 +8,9 @@ import fakeredis
 import numpy as np
 import pytest
 
+from hisam_jax.serving.past import log_hours
 from hisam_jax.serving.redis_store import RedisStore
 from hisam_jax.serving.service import Service
-from hisam_jax.serving.users import log_hours
 from tests.serving_fixtures import LIMITS, Warm, run_async, serving, tiny_run
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from hisam_jax.errors import UserError
 from hisam_jax.inference.engine import Wanted, Way
 from hisam_jax.serving.errors import Refusal, unknown_item
+from hisam_jax.serving.past import log_hours
 from hisam_jax.serving.release import Release
 from hisam_jax.serving.store import Event
-from hisam_jax.serving.users import Member, Users, log_hours
+from hisam_jax.serving.users import Member, Users
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +132,3 @@ def _named(release: Release, rows: np.ndarray, scores: np.ndarray) -> list[tuple
     names = release.names
     pairs = zip(rows.tolist(), scores.tolist(), strict=False)
     return [(names.ids[row], names.titles[row], score) for row, score in pairs]
-
-
-def as_refusal(error: Exception) -> Exception:
-    """A `UserError` as an answer."""
-    return Refusal(422, str(error)) if isinstance(error, UserError) else error

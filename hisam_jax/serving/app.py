@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 
 import hisam_jax
 from hisam_jax.errors import UserError
+from hisam_jax.serving import item_routes, release_routes, routes
 from hisam_jax.serving.errors import Refusal
 from hisam_jax.serving.middleware import Gate
-from hisam_jax.serving.routes import router
 from hisam_jax.serving.service import Service
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
 
     app = FastAPI(title="hisam", version=hisam_jax.__version__, lifespan=lifespan)
     app.state.service = service
-    app.include_router(router)
+    for part in (routes, item_routes, release_routes):
+        app.include_router(part.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -13,8 +13,7 @@ from hisam_jax.data.dataset import COLD_ITEM_EVENTS, Dataset
 from hisam_jax.inference.engine import Items
 from hisam_jax.inference.filters import ItemFacts, bit_sets
 from hisam_jax.models.catalog import Catalog, feature_scales, standardised
-from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
-from hisam_jax.tokenizer.trie import Trie, build_trie
+from hisam_jax.tokenizer.trie import Trie
 
 CATEGORIES = 256  # the most frequent ones, which requests may ask for
 DAY = 86_400  # seconds
@@ -129,13 +128,3 @@ class Shelf:
     def _roomy(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values)
         return np.pad(values, ((0, self.capacity - len(values)), *((0, 0),) * (values.ndim - 1)))
-
-
-def grown_trie(table: SemanticIDTable, capacity: int, before: Trie | None = None) -> Trie:
-    """A trie with room; of the shapes of the one before, unless a node has more children than that allows for."""
-    trie = build_trie(table.full_codes(), table.vocab_sizes, capacity)
-    if before is None:
-        return trie
-    most = (int(np.diff(np.asarray(starts)).max()) for starts in trie.starts)
-    fits = all(need <= have for need, have in zip(most, before.fanouts, strict=True))
-    return trie.replace(fanouts=before.fanouts) if fits else trie

@@ -1,228 +1,74 @@
-"""A running service: the release that answers, the store, and what moves between them."""
+"""What the routes call: the heart, and what changes while it beats: items that come and go, releases."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
-import logging
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hisam_jax.errors import UserError
-from hisam_jax.serving.answers import Answer, Ask, answer
-from hisam_jax.serving.batching import Batcher
 from hisam_jax.serving.catalogue import Added, today
-from hisam_jax.serving.errors import Refusal, busy, unknown_item
-from hisam_jax.serving.limits import Limits
-from hisam_jax.serving.metrics import Metrics
+from hisam_jax.serving.core import Core, Serving
+from hisam_jax.serving.errors import Refusal, unknown_item
 from hisam_jax.serving.release import Release
-from hisam_jax.serving.store import Event, Store, StoreAway
-from hisam_jax.serving.users import Users
-
-_log = logging.getLogger(__name__)
-LATEST = 20  # events of a user that are shown
-AWAY = "the store cannot be reached: nothing was kept"
 
 
-@dataclasses.dataclass(frozen=True)
-class Serving:
-    """A release with its users' states."""
-
-    release: Release
-    users: Users
-
-
-class Service:
-    """What the routes call.
-
-    Args:
-        load: a run's folder -> a release, not yet warm.
-        workdir: of the first release.
-        store: of events, states and items.
-        limits: of requests and memory.
-        root: folder under which new releases may lie; None: that of `workdir`.
-    """
-
-    def __init__(
-        self, load: Callable[[str | os.PathLike], Release], workdir: str | os.PathLike, store: Store, limits: Limits,
-        root: str | os.PathLike | None = None,
-    ):  # fmt: skip
-        self._load, self.store, self.limits = load, store, limits
-        self._first, self._root = workdir, Path(root or Path(workdir).absolute().parent).resolve()
-        self.metrics = Metrics()
-        self.now: Serving | None = None
-        self.before: Serving | None = None
-        self.failure: BaseException | None = None
-        self.given_up: Callable[[], None] = lambda: None
-        self._batcher: Batcher | None = None
-        self._changing = asyncio.Lock()
-        self._starting: asyncio.Task | None = None
-        self.metrics.watch("waiting", "Requests that wait for the model.", lambda: self.waiting)
-        self.metrics.watch("states_in_memory", "User states.", lambda: len(self.now.users) if self.now else 0)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for the model."""
-        return self._batcher.waiting if self._batcher else 0
-
-    async def start(self) -> None:
-        """Loads and compiles the first release in the background; `ready` once it is done."""
-        self._starting = asyncio.create_task(self._start())
-
-    async def ready(self) -> None:
-        """Waits for the first release.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
-        await asyncio.shield(self._starting)
-
-    async def stop(self) -> None:
-        """Answers what is being worked on, stores states, ends."""
-        if self._starting:
-            self._starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._starting
-        if self._batcher:
-            await self._batcher.stop()
-        if self.now:
-            self.now.users.flush()
-        await asyncio.to_thread(self.store.close)
-
-    async def ask(self, ask: Ask, deadline: float | None = None) -> Answer:
-        """Recommendations or scores."""
-        self.serving()
-        return await self._batcher.submit(ask, min(deadline or self.limits.deadline, self.limits.deadline))
-
-    async def add_events(self, user: str, events: Sequence[Event]) -> int:
-        """Keeps events; how many of the user's there are then. Returned is what will not be lost."""
-        row = self.serving().release.names.row
-        for event in events:
-            if event.item not in row:
-                raise unknown_item(event.item)
-        count = await self._kept(self.store.add_events(user, events))
-        self.metrics.events.inc(len(events))
-        return count
-
-    async def user(self, user: str) -> tuple[int, list[str]]:
-        """`(events that are kept, items of the latest)` of a user.
-
-        Raises:
-            Refusal: nothing is known of the user, or the store is away.
-        """
-        release = self.serving().release
-        try:
-            first, events = await asyncio.to_thread(self.store.latest, user, LATEST)
-        except StoreAway as error:
-            raise busy(f"the store cannot be reached ({error})") from error
-        if not events and not release.knows(user):
-            raise Refusal(404, f"no user {user!r}")
-        return first + len(events), [event.item for event in events]
-
-    async def store_alive(self) -> bool:
-        """Whether the store answers."""
-        return await asyncio.to_thread(self.store.alive)
+class Service(Core):
+    """A service whose items and release can be changed, one change at a time."""
 
     async def add_item(self, item: Added, like: str | None = None) -> Added:
         """Gives a new item an ID and keeps it; it can be recommended from then on."""
-        async with self._changing:
+        async with self.changing:
             release = self.serving().release
             row = release.names.row.get(item.item_id)
-            if row is not None and release.servable(row):
+            if row is not None and release.stock.servable(row):
                 raise Refusal(409, f"item {item.item_id!r} is there already")
             if like is not None:
                 if like not in release.names.row:
                     raise unknown_item(like)
-                item = dataclasses.replace(item, features=release.features_of(like))
+                item = dataclasses.replace(item, features=release.stock.features_of(like))
             added = await asyncio.to_thread(_put, release, dataclasses.replace(item, day=today()))
-            await self._keep_item(added, lambda: release.remove(item.item_id))
+            await self._keep_item(added, lambda: release.stock.remove(item.item_id))
             return added
 
     async def remove_item(self, item_id: str) -> None:
         """No longer recommends an item; what users did with it stays."""
-        async with self._changing:
+        async with self.changing:
             release = self.serving().release
             row = release.names.row.get(item_id)
-            if row is None or not release.servable(row):
+            if row is None or not release.stock.servable(row):
                 raise Refusal(404, f"no item {item_id!r} in this release")
-            removed = await asyncio.to_thread(release.remove, item_id)
-            await self._keep_item(removed, lambda: release.add(removed))
+            removed = await asyncio.to_thread(release.stock.remove, item_id)
+            await self._keep_item(removed, lambda: release.stock.add(removed))
 
     async def load(self, workdir: str, expect: str | None = None) -> Release:
         """Loads, checks and compiles a run's folder, and then serves it; until then the present release serves."""
         path = Path(workdir).resolve()
-        if not path.is_relative_to(self._root):
-            raise Refusal(422, f"{workdir!r}; expected a folder under {self._root}")
-        if self._changing.locked():
+        if not path.is_relative_to(self.root):
+            raise Refusal(422, f"{workdir!r}; expected a folder under {self.root}")
+        if self.changing.locked():
             raise Refusal(409, "another release or item is being loaded", retry=5)
-        async with self._changing:
+        async with self.changing:
             try:
-                release = await asyncio.to_thread(self._prepared, path)
+                release = await asyncio.to_thread(self.prepared, path)
             except UserError as error:
                 raise Refusal(422, f"{error}; release {self.now.release.id} goes on serving") from error
             if expect is not None and release.id != expect:
                 raise Refusal(422, f"release {release.id}; expected {expect}")
-            await self._switch(Serving(release, self._users(release)))
+            await self._switch(Serving(release, self.users_of(release)))
             return release
 
     async def roll_back(self) -> Release:
         """Serves the release before; the present one becomes that."""
-        async with self._changing:
+        async with self.changing:
             if self.before is None:
                 raise Refusal(409, "no release to go back to")
-            await asyncio.to_thread(self._restock, self.before.release)
+            await asyncio.to_thread(self.restock, self.before.release)
             await self._switch(self.before)
             return self.now.release
-
-    def serving(self) -> Serving:
-        """The release that answers.
-
-        Raises:
-            Refusal: none yet.
-        """
-        if self.now is None:
-            raise busy(f"not ready: {self.failure or 'loading and compiling'}", 5)
-        return self.now
-
-    async def _start(self) -> None:
-        try:
-            release = await asyncio.to_thread(self._prepared, self._first)
-        except Exception as error:
-            self.failure = error
-            self.given_up()
-            raise
-        rows = release.engine.config.rows[-1]
-        self._batcher = Batcher(self._answer, rows, self.limits.wait, self.limits.queue)
-        self._batcher.start()
-        self.now = Serving(release, self._users(release))
-
-    def _prepared(self, path: str | os.PathLike) -> Release:
-        release = self._load(path)
-        self._restock(release)
-        release.warm_up()
-        return release
-
-    def _restock(self, release: Release) -> None:
-        """Items that were added or removed while this release did not serve."""
-        try:
-            kept = [Added(**json.loads(record)) for _, record in self.store.items()]
-        except StoreAway:
-            _log.warning("the store cannot be reached: added items are left out until it is")
-            return
-        for item in kept:
-            try:
-                row = release.names.row.get(item.item_id)
-                if row is None:
-                    release.add(item) if item.features or item.codes else None
-                elif release.servable(row) == item.removed:
-                    release.remove(item.item_id) if item.removed else release.add(item)
-            except UserError as error:
-                _log.warning("item %r is left out: %s", item.item_id, error)
 
     async def _switch(self, to: Serving) -> None:
         """Between two batches, so that none sees two releases."""
@@ -231,35 +77,19 @@ class Service:
             self.now.users.clear()
             self.now, self.before = to, self.now
 
-        await self._batcher.run_alone(swap)
-
-    def _users(self, release: Release) -> Users:
-        return Users(release, self.store, max(self.limits.users, release.engine.config.rows[-1]), self.metrics)
-
-    def _answer(self, asks: Sequence[Ask]) -> list[Answer | Exception]:
-        start, serving = time.perf_counter(), self.now
-        out = answer(serving.release, serving.users, asks)
-        self.metrics.batch.observe(len(asks))
-        self.metrics.model.observe(time.perf_counter() - start)
-        return out
+        await self.batcher.run_alone(swap)
 
     async def _keep_item(self, item: Added, undo: Callable[[], Any]) -> None:
         record = json.dumps(dataclasses.asdict(item))
         try:
-            await self._kept(self.store.add_item(item.item_id, record))
+            await self.kept(self.store.add_item(item.item_id, record))
         except Refusal:
             await asyncio.to_thread(undo)
             raise
 
-    async def _kept(self, future: Any) -> Any:
-        try:
-            return await asyncio.wrap_future(future)
-        except StoreAway as error:
-            raise busy(f"{AWAY} ({error})") from error
-
 
 def _put(release: Release, item: Added) -> Added:
     try:
-        return release.add(item)
+        return release.stock.add(item)
     except UserError as error:
         raise Refusal(422, str(error)) from error

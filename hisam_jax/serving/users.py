@@ -11,6 +11,7 @@ import numpy as np
 from hisam_jax.inference.histories import History
 from hisam_jax.inference.user_state import BrokenState, Form, UserState
 from hisam_jax.serving.metrics import Metrics
+from hisam_jax.serving.past import NOTHING, history_of, joined, latest_once
 from hisam_jax.serving.release import Release
 from hisam_jax.serving.store import Event, Store, StoreAway, Stored
 
@@ -129,16 +130,16 @@ class Users:
         return dataclasses.replace(state, k=k, v=v), stored
 
     def _restored(self, user: str, first: int, events: Sequence[Event], state: UserState, stored: Stored) -> Member:
-        past, _ = self._release.past(user) or (_NONE, 0)
+        past, _ = self._release.past(user) or (NOTHING, 0)
         item = np.concatenate([past.item, self._history(events[: stored.covered - first], 0)[0].item])
         return Member(state, self._seen(item), stored.time, stored.covered, stored.covered, True)
 
     def _made(self, user: str, first: int, events: Sequence[Event]) -> Member:
         """A state of the dataset's history, unless stored events outnumber what a state depends on, and of those."""
         past = self._release.past(user)
-        base, time = past or (_NONE, 0)
+        base, time = past or (NOTHING, 0)
         history, time = self._history(events, time)
-        whole = _joined(base, history)
+        whole = joined([base, history])
         (state,) = self._release.engine.read(self._release.items, [whole])
         covered = first + len(events)
         return Member(state, self._seen(whole.item), time, covered, 0, past is not None or covered > 0)
@@ -158,9 +159,8 @@ class Users:
         parts = [self._history([event], member.time) for event, member in zip(one.values(), members, strict=True)]
         known = [row for row, (history, _) in enumerate(parts) if len(history)]
         if known:
-            columns = (np.concatenate([getattr(parts[row][0], name) for row in known]) for name in _COLUMNS)
-            states = [members[row].state for row in known]
-            grown = self._release.engine.append(self._release.items, states, History(*columns))
+            states, events = [members[row].state for row in known], joined([parts[row][0] for row in known])
+            grown = self._release.engine.append(self._release.items, states, events)
             for row, state in zip(known, grown, strict=True):
                 member, (history, time) = members[row], parts[row]
                 seen = self._seen(np.append(member.seen, history.item))
@@ -185,30 +185,7 @@ class Users:
             member.kept = member.covered
 
     def _history(self, events: Sequence[Event], time: int) -> tuple[History, int]:
-        """Events whose items the release has, as a model reads them after one at `time`, and the last one's time."""
-        row, item, action, gap = self._release.names.row, [], [], []
-        for event in events:
-            if event.item in row:
-                item.append(row[event.item])
-                action.append(event.action)
-                gap.append(log_hours(time, event.time))
-                time = event.time
-        return History(np.array(item, np.int32), np.array(action, np.int32), np.array(gap, np.float32)), time
+        return history_of(events, self._release.names.row, time)
 
     def _seen(self, item: np.ndarray) -> np.ndarray:
-        latest = item[::-1]
-        _, first = np.unique(latest, return_index=True)
-        return latest[np.sort(first)][: self._release.engine.config.hidden][::-1]
-
-
-_COLUMNS = ("item", "action", "gap")
-_NONE = History(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
-
-
-def _joined(first: History, then: History) -> History:
-    return History(*(np.concatenate([getattr(first, name), getattr(then, name)]) for name in _COLUMNS))
-
-
-def log_hours(before: int, now: int) -> float:
-    """log1p of the hours between two times, 0 where either is unknown or the later comes first."""
-    return float(np.log1p(max(now - before, 0) / 3600.0)) if before > 0 and now > 0 else 0.0
+        return latest_once(item, self._release.engine.config.hidden)
