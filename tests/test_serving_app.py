@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -134,24 +135,26 @@ def test_filters_compose(served):
 @pytest.mark.parametrize(
     ("path", "body", "status", "word"),
     [
-        ("/users/a/events", {"events": [{"item": "nothing"}]}, 422, "nothing"),
+        ("/users/a/events", {"events": [{"item": "nothing"}]}, 404, "nothing"),
         ("/users/a/events", {"events": []}, 422, "events"),
         ("/users/a/events", {"events": [{"item": "i1"}] * 31}, 422, "at most 30"),
         ("/users/a/events", {"events": [{"item": "i1", "stars": 3}]}, 422, "stars"),
         ("/recommend", {"user": "a", "k": 11}, 422, "at most 10"),
         ("/recommend", {"user": "a", "history": []}, 422, "one of user and history"),
-        ("/recommend", {"history": [{"item": "nothing"}]}, 422, "nothing"),
-        ("/recommend", {"user": "a", "hide": ["nothing"]}, 422, "nothing"),
-        ("/recommend", {"user": "a", "categories": ["nothing"]}, 422, "nothing"),
+        ("/recommend", {"history": [{"item": "nothing"}]}, 404, "nothing"),
+        ("/recommend", {"user": "a", "hide": ["nothing"]}, 404, "nothing"),
+        ("/recommend", {"user": "a", "categories": ["nothing"]}, 404, "nothing"),
         ("/recommend", {"user": "a", "way": "magic"}, 422, "way"),
-        ("/rank", {"user": "a", "candidates": ["i1", "nothing"]}, 422, "nothing"),
+        ("/rank", {"user": "a", "candidates": ["i1", "nothing"]}, 404, "nothing"),
         ("/rank", {"user": "a", "candidates": ["i1"] * 13}, 422, "at most 12"),
         ("/items", {"item": "i1", "like": "i2"}, 409, "i1"),
-        ("/items", {"item": "new"}, 422, "like"),
-        ("/items", {"item": "new", "like": "nothing"}, 422, "nothing"),
-        ("/items", {"item": "new", "features": {"sound": [1.0]}}, 422, "sound"),
-        ("/items", {"item": "new", "features": {"text": [1.0]}}, 422, "16"),
-        ("/releases", {"workdir": "/etc"}, 422, "folder under"),
+        ("/items", {"item": "new"}, 404, "like"),
+        ("/items", {"item": "new", "like": "nothing"}, 404, "nothing"),
+        ("/items", {"item": "new", "features": {"sound": [1.0]}}, 409, "sound"),
+        ("/items", {"item": "new", "features": {"text": [1.0]}}, 409, "16"),
+        ("/releases", {"workdir": "/etc"}, 409, "folder under"),
+        ("/items", {"item": "new", "like": "i1", "features": {"text": [1.0]}}, 422, "both"),
+        ("/releases", {}, 422, "one of"),
         ("/releases", {"roll_back": True}, 409, "no release"),
     ],
 )
@@ -166,6 +169,10 @@ def test_what_is_refused_and_how(served, path, body, status, word):
 
 def test_what_is_not_there(served):
     async def check(client, service):
+        answer = await client.put("/items/i1")
+        assert answer.status_code == 405 and answer.headers["allow"] == "DELETE, GET"
+        assert (await client.post("/recommend", content=b"\xff")).status_code == 422
+        assert (await client.get("/nowhere")).json() == {"error": "Not Found"}
         for path in ("/users/nobody", "/items/nothing", "/items/nothing/picture", "/items/i0/picture"):
             answer = await client.get(path)
             assert answer.status_code == 404, path
@@ -226,7 +233,9 @@ def test_more_requests_at_once_than_allowed_are_refused(served):
 
 def test_a_deadline_that_passes_is_answered_503(served):
     async def check(client, service):
-        answer = await client.post("/recommend", json={"user": "u1"}, headers={"x-deadline": "0.000001"})
+        held = asyncio.create_task(service.batcher.run_alone(lambda: time.sleep(0.5)))
+        answer = await client.post("/recommend", json={"user": "u1"}, headers={"x-deadline": "0.01"})
+        await held
         assert answer.status_code == 503 and "seconds" in answer.json()["error"] and answer.headers["retry-after"]
         assert (await client.post("/recommend", json={"user": "u1"}, headers={"x-deadline": "20"})).status_code == 200
 
@@ -256,7 +265,7 @@ def test_a_new_item_is_recommended_at_once_and_moves_no_other(served):
         assert "new" in every | set(names(only)) and await send(client, "u1", "new") == 1
         assert "new" not in names(await recommended(client, user="u1"))
         assert (await client.delete("/items/other")).status_code == 204
-        assert not (await client.get("/items/other")).json()["served"]
+        assert (await client.get("/items/other")).status_code == 404
         assert (await client.delete("/items/other")).status_code == 404
         assert (await client.post("/items", json={"item": "other"})).status_code == 201
         assert release.engine.compiled() == programs
@@ -317,9 +326,9 @@ def test_releases_change_under_load_and_a_torn_one_is_refused(served, root, tmp_
         asking = asyncio.create_task(ask())
         for name in ("torn", "mixed", "nothing"):
             answer = await client.post("/releases", json={"workdir": str(root / name)})
-            assert answer.status_code == 422 and service.now.release.id == first, answer.text
+            assert answer.status_code == 409 and service.now.release.id == first, answer.text
         answer = await client.post("/releases", json={"workdir": str(root / "second"), "expect": "another"})
-        assert answer.status_code == 422 and service.now.release.id == first
+        assert answer.status_code == 409 and service.now.release.id == first
         second = (await client.post("/releases", json={"workdir": str(root / "second")})).json()["release"]
         assert second != first
         assert (await client.post("/recommend", json={"user": "u2"})).json()["release"] == second

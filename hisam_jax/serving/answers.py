@@ -85,11 +85,11 @@ def _prepared(release: Release, ask: Ask, member: Member) -> tuple[tuple[bool, s
         return (True, _head(release, ask.by)), _rows(release, ask.candidates)
     way = ask.way or next(iter(release.engine.ways), None)
     if way not in release.engine.ways:
-        raise Refusal(422, f"way {way!r}; this release has {' and '.join(release.engine.ways) or 'none'}")
+        raise Refusal(409, f"way {way!r}; this release has {' and '.join(release.engine.ways) or 'none'}")
     try:
         any_of = release.names.any_of(ask.any_of) if ask.any_of else None
     except KeyError as error:
-        raise Refusal(422, f"no category {error.args[0]!r} in this release") from None
+        raise Refusal(404, f"no category {error.args[0]!r} in this release") from None
     seen = np.zeros(0, np.int32) if ask.repeat else member.seen
     return (False, way), Wanted(np.concatenate([seen, _rows(release, ask.hide)]), ask.oldest, any_of)
 
@@ -98,7 +98,7 @@ def _head(release: Release, by: str | None) -> str:
     heads = [name for name in ("ranking", "retrieval") if getattr(release.engine.model.config, name)]
     by = by or next(iter(heads), None)
     if by not in heads:
-        raise Refusal(422, f"by {by!r}; this release ranks by {' and '.join(heads) or 'nothing'}")
+        raise Refusal(409, f"by {by!r}; this release ranks by {' and '.join(heads) or 'nothing'}")
     return by
 
 

@@ -94,10 +94,10 @@ class Core:
             self.now.users.flush()
         await asyncio.to_thread(self.store.close)
 
-    async def ask(self, ask: Ask, deadline: float | None = None) -> Answer:
+    async def ask(self, ask: Ask, deadline: float) -> Answer:
         """Recommendations or scores."""
         self.serving()
-        return await self.batcher.submit(ask, min(deadline or self.limits.deadline, self.limits.deadline))
+        return await self.batcher.submit(ask, min(deadline, self.limits.deadline))
 
     async def add_events(self, user: str, events: Sequence[Event]) -> int:
         """Keeps events; how many of the user's there are then. Returned is what will not be lost."""

@@ -23,5 +23,5 @@ def busy(problem: str, retry: int = 1) -> Refusal:
 
 
 def unknown_item(name: str) -> Refusal:
-    """422 of an item that the release does not have."""
-    return Refusal(422, f"no item {name!r} in this release")
+    """404 of an item that the release does not have."""
+    return Refusal(404, f"no item {name!r} in this release")

@@ -45,11 +45,9 @@ async def picture(item: str, service: In) -> Response:
 @router.post("/items", status_code=201)
 async def add_item(body: schemas.ItemIn, service: In) -> schemas.ItemOut:
     """Gives a new item an ID by the frozen tokenizer; no other ID moves, and it is recommendable at once."""
-    if body.features and body.like:
-        raise Refusal(422, "both features and like; expected one of them")
     release = service.serving().release
     if not body.features and not body.like and body.item not in release.names.row:
-        raise Refusal(422, "neither features nor like; expected one of them for a new item")
+        raise Refusal(404, f"no item {body.item!r} to have back; a new one needs features or like")
     item = Added(body.item, body.title, tuple(body.categories), body.features)
     await service.add_item(item, body.like)
     return _item(release, release.names.row[body.item])
@@ -62,7 +60,7 @@ async def remove_item(item: str, service: In) -> None:
 
 
 def _row(release: Release, item: str) -> int:
-    if item not in release.names.row:
+    if not release.serves(item):
         raise Refusal(404, f"no item {item!r} in this release")
     return release.names.row[item]
 
@@ -70,14 +68,12 @@ def _row(release: Release, item: str) -> int:
 def _item(release: Release, row: int) -> schemas.ItemOut:
     names = release.names
     return schemas.ItemOut(
-        item=names.ids[row], title=names.titles[row], served=release.stock.servable(row),
+        item=names.ids[row], title=names.titles[row], 
         picture=release.picture(row) is not None, codes=release.stock.codes(row),
     )  # fmt: skip
 
 
 def _found(release: Release, text: str) -> list[int]:
-    names, popular = release.names, release.popular
-    order = [*range(len(names.ids) - 1, len(popular) - 1, -1), *popular]
-    if not text:
-        return order
+    names, popular, stock = release.names, release.popular, release.stock
+    order = (row for row in (*range(len(names.ids) - 1, len(popular) - 1, -1), *popular) if stock.servable(row))
     return [row for row in order if text in names.titles[row].casefold() or text in names.ids[row].casefold()]

@@ -62,6 +62,11 @@ class Release:
         """Events that a state depends on at most."""
         return self.engine.read_lengths[-1]
 
+    def serves(self, item_id: str) -> bool:
+        """Whether an item is here and not removed."""
+        row = self.names.row.get(item_id)
+        return row is not None and self.stock.servable(row)
+
     def knows(self, user: str) -> bool:
         """Whether the dataset has a user."""
         return user in self._users

@@ -11,13 +11,16 @@ from fastapi import APIRouter, Header
 
 from hisam_jax.serving import schemas
 from hisam_jax.serving.answers import Answer, Ask
-from hisam_jax.serving.errors import Refusal
+from hisam_jax.serving.errors import Refusal, unknown_item
 from hisam_jax.serving.routing import PROBLEMS, In
 from hisam_jax.serving.service import Service
 from hisam_jax.serving.store import Event
 
 router = APIRouter(responses=PROBLEMS)
-Deadline = Annotated[float | None, Header(gt=0, description="seconds after which an answer is of no use")]
+Deadline = Annotated[
+    float, Header(ge=0.01, description="seconds after which an answer is of no use; the service has a bound of its own")
+]
+HOUR = 3600.0
 
 
 @router.post("/users/{user}/events", status_code=201)
@@ -37,7 +40,7 @@ async def user(user: str, service: In) -> schemas.UserOut:
 
 @router.post("/recommend")
 async def recommend(
-    body: schemas.RecommendIn, service: In, x_deadline: Deadline = None
+    body: schemas.RecommendIn, service: In, x_deadline: Deadline = HOUR
 ) -> schemas.AnswerOut:  # fmt: skip
     """The best items for a user or a history, seen ones left out; the most popular for a user of whom nothing is
     known."""
@@ -49,14 +52,14 @@ async def recommend(
 
 
 @router.post("/rank")
-async def rank(body: schemas.RankIn, service: In, x_deadline: Deadline = None) -> schemas.AnswerOut:
+async def rank(body: schemas.RankIn, service: In, x_deadline: Deadline = HOUR) -> schemas.AnswerOut:
     """Scores of candidates, which never see each other, in their order."""
     _within("candidates", len(body.candidates), service.limits.candidates)
     ask = Ask(**_who(body, service), candidates=tuple(body.candidates), by=body.by)
     return await _answered(service, ask, x_deadline)
 
 
-async def _answered(service: Service, ask: Ask, deadline: float | None) -> schemas.AnswerOut:
+async def _answered(service: Service, ask: Ask, deadline: float) -> schemas.AnswerOut:
     start = time.perf_counter()
     found: Answer = await service.ask(ask, deadline)
     items = [schemas.Scored(item=item, title=title, score=score) for item, title, score in found.items]
@@ -73,7 +76,7 @@ def _who(body: schemas.Who, service: Service) -> dict[str, Any]:
     row = service.serving().release.names.row
     unknown = next((event.item for event in body.history if event.item not in row), None)
     if unknown is not None:
-        raise Refusal(422, f"history: no item {unknown!r} in this release")
+        raise unknown_item(unknown)
     return {"history": tuple(_events(body.history, 0)), "time": body.time}
 
 

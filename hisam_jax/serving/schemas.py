@@ -45,6 +45,15 @@ class Who(Strict):
     history: list[EventIn] | None = Field(None, description="oldest first; without times, gaps count as unknown")
     time: Time = Field(0, description="of the request, seconds since 1970; 0: the gap to the last event is unknown")
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["user"], "properties": {"user": {"type": "string"}, "history": {"type": "null"}}},
+                {"required": ["history"], "properties": {"user": {"type": "null"}, "history": {"type": "array"}}},
+            ]
+        }
+    )
+
     @model_validator(mode="after")
     def _one(self):
         if (self.user is None) == (self.history is None):
@@ -100,13 +109,27 @@ class ItemIn(Strict):
     features: dict[str, list[Finite]] = Field({}, description="modality -> as many numbers as the release says")
     like: Id | None = Field(None, description="an item whose features it gets")
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["features", "like"],
+                "properties": {"features": {"minProperties": 1}, "like": {"type": "string"}},
+            }
+        }
+    )
+
+    @model_validator(mode="after")
+    def _one(self):
+        if self.features and self.like is not None:
+            raise ValueError("both features and like; expected one of them")
+        return self
+
 
 class ItemOut(BaseModel):
     """An item as the service knows it."""
 
     item: str
     title: str
-    served: bool
     picture: bool
     codes: list[int] = Field(description="its semantic ID")
 
@@ -132,6 +155,15 @@ class ReleaseIn(Strict):
     workdir: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(None, description="a run's folder")
     expect: str | None = Field(None, description="the id that it must have")
     roll_back: bool = False
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["workdir"], "properties": {"workdir": {"type": "string"}, "roll_back": {"const": False}}},
+                {"required": ["roll_back"], "properties": {"workdir": {"type": "null"}, "roll_back": {"const": True}}},
+            ]
+        }
+    )
 
     @model_validator(mode="after")
     def _one(self):

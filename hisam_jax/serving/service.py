@@ -19,12 +19,15 @@ from hisam_jax.serving.release import Release
 class Service(Core):
     """A service whose items and release can be changed, one change at a time."""
 
+    def __init__(self, *core: Any, **more: Any):
+        super().__init__(*core, **more)
+        self._loading = asyncio.Lock()
+
     async def add_item(self, item: Added, like: str | None = None) -> Added:
         """Gives a new item an ID and keeps it; it can be recommended from then on."""
         async with self.changing:
             release = self.serving().release
-            row = release.names.row.get(item.item_id)
-            if row is not None and release.stock.servable(row):
+            if release.serves(item.item_id):
                 raise Refusal(409, f"item {item.item_id!r} is there already")
             if like is not None:
                 if like not in release.names.row:
@@ -38,8 +41,7 @@ class Service(Core):
         """No longer recommends an item; what users did with it stays."""
         async with self.changing:
             release = self.serving().release
-            row = release.names.row.get(item_id)
-            if row is None or not release.stock.servable(row):
+            if not release.serves(item_id):
                 raise Refusal(404, f"no item {item_id!r} in this release")
             removed = await asyncio.to_thread(release.stock.remove, item_id)
             await self._keep_item(removed, lambda: release.stock.add(removed))
@@ -48,18 +50,15 @@ class Service(Core):
         """Loads, checks and compiles a run's folder, and then serves it; until then the present release serves."""
         path = Path(workdir).resolve()
         if not path.is_relative_to(self.root):
-            raise Refusal(422, f"{workdir!r}; expected a folder under {self.root}")
-        if self.changing.locked():
-            raise Refusal(409, "another release or item is being loaded", retry=5)
-        async with self.changing:
-            try:
-                release = await asyncio.to_thread(self.prepared, path)
-            except UserError as error:
-                raise Refusal(422, f"{error}; release {self.now.release.id} goes on serving") from error
-            if expect is not None and release.id != expect:
-                raise Refusal(422, f"release {release.id}; expected {expect}")
-            await self._switch(Serving(release, self.users_of(release)))
-            return release
+            raise Refusal(409, f"{workdir!r}; expected a folder under {self.root}")
+        if self._loading.locked():
+            raise Refusal(409, "another release is being loaded", retry=5)
+        async with self._loading:
+            release = await self._loaded(path, expect)
+            async with self.changing:
+                await asyncio.to_thread(self.restock, release)  # with what has come and gone meanwhile
+                await self._switch(Serving(release, self.users_of(release)))
+        return release
 
     async def roll_back(self) -> Release:
         """Serves the release before; the present one becomes that."""
@@ -69,6 +68,15 @@ class Service(Core):
             await asyncio.to_thread(self.restock, self.before.release)
             await self._switch(self.before)
             return self.now.release
+
+    async def _loaded(self, path: Path, expect: str | None) -> Release:
+        try:
+            release = await asyncio.to_thread(self.prepared, path)
+        except UserError as error:
+            raise Refusal(409, f"{error}; release {self.serving().release.id} goes on serving") from error
+        if expect is not None and release.id != expect:
+            raise Refusal(409, f"release {release.id}; expected {expect}")
+        return release
 
     async def _switch(self, to: Serving) -> None:
         """Between two batches, so that none sees two releases."""
@@ -92,4 +100,4 @@ def _put(release: Release, item: Added) -> Added:
     try:
         return release.stock.add(item)
     except UserError as error:
-        raise Refusal(422, str(error)) from error
+        raise Refusal(409, str(error)) from error
