@@ -83,12 +83,16 @@ def _check_identity(then: dict[str, Any], assembly: Assembly, workdir: Path) -> 
         )
 
 
-def load_run(workdir: str | os.PathLike) -> Run:
+def load_run(workdir: str | os.PathLike, again: bool = False) -> Run:
     """Loads a run's best checkpoint with its dataset and IDs, each from a folder or URL; the last one loaded is kept.
+
+    `again` reads it from its files even so.
 
     Raises:
         UserError: no run there, or its dataset or IDs are gone, torn or of another catalogue.
     """
     folder = local(workdir, "workdir", without=("tensorboard", "profile"))
     record = folder / "run.json"
+    if again:
+        _load.cache_clear()
     return _load(workdir, folder, record.stat().st_mtime_ns if record.is_file() else 0)

@@ -43,18 +43,32 @@ def make_catalog(
 
     `interactions_I` counts training interactions; None takes all trained items to be as frequent.
     """
-    ready = {}
+    scales = feature_scales(features, present, trained_I)
+    ready = {name: standardised(features[name], present[name], scale) for name, scale in scales.items()}
+    counts_I = np.asarray(trained_I if interactions_I is None else interactions_I, np.float64)
+    frequency_I = (counts_I / max(counts_I.sum(), 1.0)).astype(np.float32)
+    return Catalog(np.asarray(codes_IL, np.int32), ready, np.asarray(trained_I, bool), frequency_I)
+
+
+def feature_scales(
+    features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], trained_I: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`(mean_F, spread_F)` of each modality that a training item has; what new items are standardised by too."""
+    scales = {}
     for name, values_IF in sorted(features.items()):
         rows_I = present[name] & trained_I
         if not rows_I.any():
             continue
         seen = np.asarray(values_IF[rows_I], np.float32)
-        mean_F, scale = seen.mean(0), max(float(seen.std(0).mean()), 1e-6)
-        spread_F = np.maximum(seen.std(0), 0.1 * scale)
-        ready[name] = np.where(present[name][:, None], (values_IF - mean_F) / spread_F, 0.0).astype(np.float32)
-    counts_I = np.asarray(trained_I if interactions_I is None else interactions_I, np.float64)
-    frequency_I = (counts_I / max(counts_I.sum(), 1.0)).astype(np.float32)
-    return Catalog(np.asarray(codes_IL, np.int32), ready, np.asarray(trained_I, bool), frequency_I)
+        deviation_F = seen.std(0)
+        scales[name] = seen.mean(0), np.maximum(deviation_F, 0.1 * max(float(deviation_F.mean()), 1e-6))
+    return scales
+
+
+def standardised(values_IF: np.ndarray, present_I: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """float32 `[I, F]`, zero rows where an item lacks the modality."""
+    mean_F, spread_F = scale
+    return np.where(present_I[:, None], (values_IF - mean_F) / spread_F, 0.0).astype(np.float32)
 
 
 def padded(catalog: Catalog) -> Catalog:

@@ -119,7 +119,7 @@ def extend(
         UserError: another tokenizer, features of other widths or of another space, or new items that no free ID is
             left for.
     """
-    _check_tokenizer(table, model)
+    check_tokenizer(table, model)
     item_ids = pl.Series("item_id", item_ids, dtype=pl.String)
     if item_ids.is_empty():
         raise UserError("no items", field="item_id", expected="a catalogue with at least one item")
@@ -171,7 +171,7 @@ def _match(ours: pl.Series, theirs: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     return old_I, np.flatnonzero(gone)
 
 
-def _check_tokenizer(table: SemanticIDTable, model: FittedTokenizer) -> None:
+def check_tokenizer(table: SemanticIDTable, model: FittedTokenizer) -> None:
     """Refuses a tokenizer that is not the one that the table names; settings that either does not know are no matter,
     for a later version may have added them."""
     ours, theirs = table.tokenizer, json.loads(json.dumps(model.config))

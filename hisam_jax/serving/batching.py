@@ -1,0 +1,114 @@
+"""Requests gathered into batches: one worker thread runs the model, a bounded queue waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from hisam_jax.serving.errors import busy
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    job: Any
+    future: asyncio.Future
+    latest: float
+
+
+class Batcher:
+    """Takes jobs from the event loop, runs them together in a thread, and gives each its result.
+
+    Args:
+        run: jobs -> a result or an exception for each; called in the worker thread only.
+        most: jobs of a batch.
+        wait: seconds that a job waits for others while the worker is idle.
+        queue: jobs that may wait; one more is refused with 503.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Any]], Sequence[Any]], most: int, wait: float, queue: int):
+        self._run, self._most, self._wait, self._limit = run, most, wait, queue
+        self._queue: collections.deque[_Waiting] = collections.deque()
+        self._arrived = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, "model")
+        self._task: asyncio.Task | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Begins to work, on the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def stop(self) -> None:
+        """Ends; jobs that still wait are refused."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for waiting in self._queue:
+            if not waiting.future.done():
+                waiting.future.set_exception(busy("the service is stopping"))
+        await asyncio.to_thread(self._worker.shutdown)
+
+    async def submit(self, job: Any, deadline: float) -> Any:
+        """A job's result.
+
+        Raises:
+            Refusal: the queue is full, or the job still waited after `deadline` seconds.
+        """
+        if len(self._queue) >= self._limit:
+            raise busy(f"{self._limit} requests are waiting already")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(job, loop.create_future(), loop.time() + deadline)
+        self._queue.append(waiting)
+        self._arrived.set()
+        try:
+            return await asyncio.wait_for(waiting.future, deadline)
+        except TimeoutError:
+            raise busy(f"no answer within {deadline:g} seconds") from None
+
+    async def run_alone(self, work: Callable[[], Any]) -> Any:
+        """Something else that must run in the worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+                if self._wait:
+                    await asyncio.sleep(self._wait)
+            batch = self._take(loop.time())
+            if not batch:
+                continue
+            try:
+                results = await loop.run_in_executor(self._worker, self._run, [one.job for one in batch])
+            except Exception as error:
+                results = [error] * len(batch)
+            _deliver(batch, results)
+
+    def _take(self, now: float) -> list[_Waiting]:
+        batch = []
+        while self._queue and len(batch) < self._most:
+            waiting = self._queue.popleft()
+            if not waiting.future.done() and waiting.latest > now:
+                batch.append(waiting)
+        return batch
+
+
+def _deliver(batch: Sequence[_Waiting], results: Sequence[Any]) -> None:
+    for waiting, result in zip(batch, results, strict=True):
+        if waiting.future.done():
+            continue
+        if isinstance(result, Exception):
+            waiting.future.set_exception(result)
+        else:
+            waiting.future.set_result(result)

@@ -1,0 +1,42 @@
+"""What a service allows itself and its callers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hisam_jax.config import check_least
+from hisam_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds of one service; whatever goes past them is refused, so that nothing grows without end.
+
+    Attributes:
+        body: bytes of a request.
+        history: events of a request, given as its history or sent in.
+        k: recommendations of a request.
+        candidates: items to rank in a request.
+        concurrent: requests in the service at once.
+        queue: requests that wait for the model.
+        deadline: seconds after which a request is answered 503 where it still waits for the model.
+        wait: seconds that a request waits for others when the model is idle.
+        users: states in memory.
+        room: new items that fit without compiling anew.
+    """
+
+    body: int = 1 << 20
+    history: int = 1000
+    k: int = 100
+    candidates: int = 1000
+    concurrent: int = 512
+    queue: int = 256
+    deadline: float = 1.0
+    wait: float = 0.001
+    users: int = 10_000
+    room: int = 1000
+
+    def __post_init__(self):
+        check_least(self, "serve", body=1, history=1, k=1, candidates=1, concurrent=1, queue=1, wait=0, users=1, room=1)
+        if self.deadline <= 0:
+            raise UserError(f"value {self.deadline}", field="serve.deadline", expected="seconds, more than 0")
