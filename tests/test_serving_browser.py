@@ -2,7 +2,9 @@
 
 import importlib.util
 import shutil
+import time
 
+import httpx
 import pytest
 
 from tests.serving_fixtures import tiny_run
@@ -23,6 +25,10 @@ def address(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser")
     tiny_run(root)
     with process(root / "run", root / "store.sqlite") as (_, address):
+        for _ in range(300):
+            if httpx.get(f"{address}/ready").status_code == 200:
+                break
+            time.sleep(1)
         yield address
 
 
