@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import re
 import socket
@@ -141,6 +142,24 @@ def agree(flag: bool, timeout: float = 300.0) -> bool:
         if "NOT_FOUND" in str(error):
             return False
         raise lost_peer(error, "asking the others failed") from error
+
+
+def from_main(value: Any, timeout: float = 300.0) -> Any:
+    """What process 0 gives as `value`, which must be JSON; every process must ask, equally often.
+
+    Raises:
+        PeerLost: process 0 did not ask within `timeout` seconds, or has died.
+    """
+    if _joined.count == 1:
+        return value
+    key = f"hisam/main/{next(_agreements)}"
+    try:
+        if is_main():
+            _client().key_value_set(key, json.dumps(value))
+            return value
+        return json.loads(_client().blocking_key_value_get(key, max(1, int(timeout * 1000))))
+    except Exception as error:
+        raise lost_peer(error, f"process 0 said nothing within {timeout:g} s") from error
 
 
 def leave(code: int) -> int:

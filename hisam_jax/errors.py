@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 
 class UserError(Exception):
@@ -59,4 +60,22 @@ class PeerLost(UserError):
         super().__init__(
             f"{who} lost another: {what}",
             hint="that one's output says why; started again, training goes on from its last checkpoint",
+        )
+
+
+class ReaderLost(UserError):
+    """A process that reads data was killed, as the system does when memory runs out; the run, started again, goes on.
+
+    Args:
+        number: of the signal.
+    """
+
+    exit_code = 75
+
+    def __init__(self, number: int):
+        known = {each.value: each.name for each in signal.Signals}
+        super().__init__(
+            f"a reading process was killed by {known.get(number, f'signal {number}')}",
+            field="data.workers",
+            hint="where memory ran out, lower data.workers; started again, training goes on from its last checkpoint",
         )

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 
+from hisam_jax.chips import CHIPS
 from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
 
@@ -65,11 +67,38 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
     """An explicit mesh over `devices`, those of every process where none are given.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or `data` does not divide over their slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    kinds = (jax.sharding.AxisType.Explicit,) * len(AXES)
-    return jax.make_mesh(config.sizes(len(devices)), AXES, axis_types=kinds, devices=devices)
+    kinds, sizes = (jax.sharding.AxisType.Explicit,) * len(AXES), config.sizes(len(devices))
+    if len(slices_of(devices)) > 1:
+        return jax.sharding.Mesh(across_slices(sizes, devices), AXES, axis_types=kinds)
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+
+
+def slices_of(devices: Sequence[Any]) -> set[int]:
+    """The TPU slices that devices are of, which a slower network joins; one where a device does not say."""
+    return {getattr(device, "slice_index", 0) for device in devices}
+
+
+def across_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices of several slices by axis: `data` alone crosses slices, as gradients are all that it sends.
+
+    Raises:
+        UserError: `data` is no multiple of the number of slices.
+    """
+    data, *others = sizes
+    slices = len(slices_of(devices))
+    if data % slices:
+        raise UserError(
+            f"{data} copies over {slices} slices",
+            field="mesh.data",
+            expected=f"a multiple of {slices}",
+            hint="the other axes stay within a slice",
+        )
+    inside, outside = (data // slices, *others), (slices, *[1] * len(others))
+    split = devices[0].device_kind.startswith(CHIPS["v5e"].kinds)  # as `jax.make_mesh` does
+    return mesh_utils.create_hybrid_device_mesh(inside, outside, devices, allow_split_physical_axes=split)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,6 +107,7 @@ def test_every_option_of_a_reader_is_a_flag_with_its_default(source):
         ),
         ("report --workdir x --config.a=1", "field '--config.a': hisam report takes no config"),
         ("report --workdir x --config.a", "expected --config.a=VALUE"),
+        ("train --dataset d --ids i --config c --workdir w --mix a=1 --mix a/=2", "'--mix': a/ twice; expected each"),
         ("tokenize --dataset d --out o --config none.py", "none.py: no such config file"),
     ],
 )

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -15,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hisam_jax.compilation import report
+from hisam_jax.chips import CHIPS
+from hisam_jax.compilation import report, steps
 from hisam_jax.compilation.collectives import traffic
+from hisam_jax.compilation.topology import Target, target
 from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.scaling.flops import Vocabulary, forward_flops
+from hisam_jax.sharding import MeshConfig, make_mesh
 from tests.model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, small_model, small_params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +61,11 @@ ENTRY %main (w: f32[16]) -> f32[64] {
   ROOT %whole = f32[64]{0} all-gather(%shifted), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
 }
 """
+
+REFUSED = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (183.00G) exceeds "
+    "available HBM (15.75G)."
+)
 
 
 def compiled(*arguments: str) -> dict:
@@ -168,6 +177,65 @@ def test_what_cannot_be_compiled_for_is_refused(topology, mesh, match):
         pytest.importorskip("libtpu")
     with pytest.raises(UserError, match=match):
         report.compile_report(load_config(ROOT / "configs" / "hmat_10m.py"), topology, mesh)
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v5p:1x1x1"])
+def test_one_chip_is_a_topology(topology):
+    pytest.importorskip("libtpu")
+    assert len(target(topology).devices) == 1
+
+
+def test_a_step_that_the_compiler_gives_up_on_does_not_fit(monkeypatch):
+    """The real steps, traced, and a compiler that refuses the first as libtpu does."""
+    answers = iter([REFUSED, None, None])
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered, options: answer(next(answers)))
+    found = small_report(monkeypatch)
+    assert not found["fits"] and found["bytes_per_device"]["total"] == 183 * 2**30
+    assert found["bytes_per_device"]["parameters"] == 4 * sum(found["parameters"].values())
+    assert found["flops_per_step"]["useful"] > 0 and found["collective_bytes_per_step"] is None
+    assert found["floor_seconds"]["limit"] in ("arithmetic", "memory")
+    assert found["would_fit"]["change"] == {"model.remat": "all"}
+    assert found["would_fit"]["bytes_per_device"] < 2**30 and found["serving"]["fits"]
+
+
+@pytest.mark.parametrize("parts", [2, 16, 99])
+def test_what_would_fit_is_looked_for_past_what_does_not(monkeypatch, parts):
+    def program(said):
+        lowered = types.SimpleNamespace(compile=lambda options: answer(said))
+        compiled, needed = steps.compile_for(lowered, make_mesh(MeshConfig(), jax.devices()[:1]))
+        return steps.Program(compiled, {"parameters": 8}, {"network": 2, "tables": 0}, needed)
+
+    def train_step(configs, vocabulary, mesh):
+        return program(REFUSED if configs.training.accumulate < parts else None)
+
+    monkeypatch.setattr(steps, "train_step", train_step)
+    monkeypatch.setattr(steps, "serve_step", lambda *_: program(REFUSED))
+    found = small_report(monkeypatch)
+    assert (found["would_fit"] or {}).get("change", {}).get("training.accumulate") == (parts if parts < 99 else None)
+    assert not found["serving"]["fits"] and found["serving"]["bytes_per_device"]["total"] == 183 * 2**30
+
+
+def test_another_fault_of_the_compiler_is_no_lack_of_memory():
+    lowered = types.SimpleNamespace(compile=lambda options: answer(REFUSED.replace("HBM", "vmem")))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="vmem"):
+        steps.compile_for(lowered, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def answer(said: str | None):
+    """A program without collectives that needs little, or the compiler's error."""
+    if said:
+        raise jax.errors.JaxRuntimeError(said)
+    memory = types.SimpleNamespace(output_size_in_bytes=0, alias_size_in_bytes=0, temp_size_in_bytes=1000)
+    return types.SimpleNamespace(as_text=lambda: HLO.replace("%KNOWN", ""), memory_analysis=lambda: memory)
+
+
+def small_report(monkeypatch) -> dict:
+    """The report of a small step on one device."""
+    chip = Target("v5e:1x1", CHIPS["v5e"], tuple(jax.devices()[:1]), "tpu")
+    monkeypatch.setattr(report, "target", lambda name: chip)
+    small = {"data.rows": "16", "data.streams": "4", "data.items_per_row": "16", "data.window": "16"}
+    small |= {"model.layers": "1", "model.remat": "none", "catalogue.items": "5000"}
+    return report.compile_report(load_config(ROOT / "configs" / "hmat_10m.py", small), "v5e:1x1")
 
 
 def test_a_config_without_a_catalogue_is_refused():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures import tiny_dataset
-from test_data_pipeline import batches_of, same, segments
+from test_data_pipeline import batches_of, break_shards, same, segments
 
 from hisam_jax.data.blocks import BLOCK
 from hisam_jax.data.dataset import Dataset
@@ -67,6 +67,17 @@ def test_a_mixture_goes_on_exactly_and_is_part_of_a_position(tmp_path):
     stream = make_pipeline(main, CODES_IL, CONFIG, mixture=[make_share(other, 0.7, main)])
     assert stream.identity() != make_pipeline(main, CODES_IL, CONFIG).identity()
     assert goes_on_exactly(stream, 12)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_is_blamed_on_its_own_dataset(tmp_path, workers):
+    main, other = tiny_dataset(tmp_path / "main"), tiny_dataset(tmp_path / "other", users=400)
+    config = dataclasses.replace(CONFIG, workers=workers)
+    stream = make_pipeline(main, CODES_IL, config, mixture=[make_share(other, 5.0, main)])
+    break_shards(other.record_paths)
+    with pytest.raises(UserError, match="a record is damaged") as caught:
+        batches_of(stream, 400)
+    assert str(other.path) in str(caught.value) and str(main.path) not in str(caught.value)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])

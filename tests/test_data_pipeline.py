@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import collections
 import dataclasses
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +70,14 @@ def batches_of(stream: Pipeline, count: int | None = None) -> list[dict[str, np.
         return list(iterator) if count is None else [next(iterator) for _ in range(count)]
     finally:
         iterator.close()
+
+
+def break_shards(paths: list[str]) -> None:
+    """Overwrites records of files that are open already."""
+    for path in paths:
+        with open(path, "r+b") as file:
+            file.seek(200)
+            file.write(bytes(60_000))
 
 
 def segments(batches: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
@@ -251,10 +263,19 @@ def test_no_training_event_is_a_user_error(tmp_path):
 def test_a_shard_that_breaks_while_it_is_read_is_one_line(tmp_path, workers):
     dataset = tiny_dataset(tmp_path / "dataset", users=400)
     stream = make_pipeline(dataset, CODES_IL, PipelineConfig(items_per_row=24, rows=4, window=24, workers=workers))
-    for shard in dataset.record_paths:
-        with open(shard, "r+b") as file:
-            file.seek(200)
-            file.write(bytes(60_000))
+    break_shards(dataset.record_paths)
     with pytest.raises(UserError, match="a record is damaged") as caught:
         batches_of(stream, 400)
     assert str(dataset.path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_reading_process_that_is_killed_is_one_line_and_a_code_to_start_again(tmp_path):
+    config, others = PipelineConfig(items_per_row=24, rows=4, window=24, workers=1), multiprocessing.active_children()
+    iterator = iter(make_pipeline(tiny_dataset(tmp_path / "dataset"), CODES_IL, config))
+    next(iterator)
+    (worker,) = set(multiprocessing.active_children()) - set(others)
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="reading process was killed by SIGKILL.*data.workers") as caught:
+        collections.deque(iterator, maxlen=0)
+    iterator.close()
+    assert caught.value.exit_code == 75 and "\n" not in str(caught.value)

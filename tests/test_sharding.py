@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental import topologies
 
 from hisam_jax.errors import UserError
-from hisam_jax.sharding import AXES, SPECS, MeshConfig, fit, names, padded_rows, shard
+from hisam_jax.sharding import AXES, SPECS, MeshConfig, across_slices, fit, make_mesh, names, padded_rows, shard
 from tests.device_fixtures import run_on_devices
 
 SINGLE = ("data=2", "fsdp=2", "tensor=2", "context=2")
@@ -77,6 +80,38 @@ def test_large_tables_divide_over_every_sensible_mesh(rows):
 def test_more_entries_than_dimensions_are_a_mistake():
     with pytest.raises(ValueError, match="2 entries, the array 1"):
         fit(SPECS.batch, (4,), jax.sharding.AbstractMesh((1, 1, 1, 1), AXES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a slice without a shape, so that a slice's come in their order."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_only_data_crosses_slices():
+    chips = [Chip(number, number % 2) for number in range(16)]
+    found = across_slices((4, 2, 2, 1), chips)
+    assert found.shape == (4, 2, 2, 1) and set(found.flat) == set(chips)
+    assert [{chip.slice_index for chip in copy.flat} for copy in found] == [{0}, {0}, {1}, {1}]
+
+
+def test_copies_that_would_cross_slices_are_refused():
+    with pytest.raises(UserError, match="'mesh.data': 1 copies over 2 slices; expected a multiple of 2"):
+        across_slices((1, 4, 1, 1), [Chip(number, number // 2) for number in range(4)])
+
+
+def test_real_slices_make_a_mesh(monkeypatch):
+    pytest.importorskip("libtpu")
+    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(variable, "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2), devices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 4, "tensor": 2, "context": 1} and mesh.explicit_axes == AXES
+    assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {0}, {1}, {1}]
 
 
 def test_without_a_mesh_nothing_is_placed():

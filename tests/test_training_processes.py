@@ -82,6 +82,24 @@ def test_one_that_is_killed_ends_the_other_and_the_run_goes_on(alone):
     assert_same(alone, "alone", "killed")
 
 
+def test_damage_that_one_process_reads_is_passed_over_by_all(alone):
+    """Without agreement the others wait for minutes in the barriers of Orbax."""
+    arguments = train(alone, "damaged", "--config.mesh.fsdp=2")
+    code, said = finish(start(alone, 2, 1, *arguments))
+    assert code == 0, said
+    last = alone / "damaged" / "checkpoints" / "24"
+    files = [file for file in last.rglob("ocdbt.process_1/d/*") if file.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(b"\0" * file.stat().st_size)
+    (last / "checksums.json").unlink()  # so that only its reader notices
+    began = time.monotonic()
+    code, said = finish(start(alone, 2, 1, *arguments))
+    assert code == 0 and time.monotonic() - began < 250, said
+    assert f"{last} cannot be read; going on from step 18" in said
+    assert_same(alone, "alone", "damaged")
+
+
 def test_processes_that_do_not_divide_the_streams_are_told_what_would(alone):
     code, said = finish(start(alone, 2, 1, *train(alone, "odd", "--config.data.streams=1")))
     assert code == 2 and "data.streams" in said and "a multiple of 2" in said and "Traceback" not in said

@@ -48,6 +48,23 @@ def test_a_line_says_paces_waiting_and_utilisation(monkeypatch):
     assert line["memory_bytes"] > 1e6 and watch.take() == {}
 
 
+@pytest.mark.parametrize("share", [1, 2])
+def test_rows_that_processes_hold_alike_count_once(monkeypatch, share):
+    """Two processes of two devices: they split rows over `tensor` or `context`, or have rows of their own."""
+    for name, count in {"process_count": 2, "device_count": 4, "local_device_count": 2}.items():
+        monkeypatch.setattr(jax, name, lambda count=count: count)
+    clock = iter([0.0, 2.0])
+    monkeypatch.setattr(watching, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    watch = Watch(Cost(5, lambda lengths: 1000 * int(np.sum(lengths))), share)
+    watch._peak = 8000.0
+    watch.finished()
+    watch.dispatched({"segment": np.array([[1, 1, 2, 0]])})
+    watch.finished()
+    line = watch.take()
+    assert line["tokens_per_second"] == pytest.approx(share * 3 * 5 / 2)
+    assert line["mfu"] == pytest.approx(share * 3000 / 2 / 8000 / 4)
+
+
 def test_time_that_is_no_step_s_is_not_counted(monkeypatch):
     clock = iter([0.0, 1.0, 100.0, 101.0])
     monkeypatch.setattr(watching, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))

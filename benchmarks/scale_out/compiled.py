@@ -24,7 +24,7 @@ def row(report: dict[str, Any]) -> list[str]:
     """Mesh, GiB of state, of temporaries and in all, operations, bytes sent, floor and what sets it."""
     if "error" in report:
         return [report["error"], *["–"] * 7]
-    memory, floor = report["bytes_per_device"], report["floor_seconds"]
+    memory, floor, sent = (report[name] for name in ("bytes_per_device", "floor_seconds", "collective_bytes_per_step"))
     state = memory["parameters"] + memory["optimizer"] + memory["catalogue"]
     return [
         ", ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1) or "one device",
@@ -32,7 +32,7 @@ def row(report: dict[str, Any]) -> list[str]:
         f"{memory['temporaries'] / 2**30:.2f}",
         f"{memory['total'] / 2**30:.2f} of {memory['capacity'] / 2**30:.0f}",
         f"{report['flops_per_step']['useful'] / report['devices'] / 1e12:.2f}",
-        f"{report['collective_bytes_per_step']['total'] / 2**20:.0f}",
+        f"{sent['total'] / 2**20:.0f}" if sent else "–",
         f"{1e3 * floor[floor['limit']]:.1f} ({floor['limit']})",
         "yes" if report["fits"] else f"no; {report.get('would_fit') or 'nothing tried would'}",
     ]

@@ -36,7 +36,7 @@ def _limits(cell: dict[str, Any]) -> str:
     floor = {name: 1e3 * seconds for name, seconds in cell["floor_seconds"].items() if name != "limit"}
     parts = ", ".join(f"{name} {ms:.1f} ms" for name, ms in floor.items())
     start = f"- {cell['chips']} chips, `{cell['way']}`: {parts}"
-    needed = math.ceil(max(floor["memory"], floor["links"]) / floor["arithmetic"])
+    needed = math.ceil(max(floor["memory"], floor.get("links", 0)) / floor["arithmetic"])
     if needed <= 1:
         return start + "; arithmetic limits it already with one row a chip."
     return start + f"; from {needed} rows a chip on, arithmetic would, as the others do not grow with rows."

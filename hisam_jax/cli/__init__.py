@@ -21,7 +21,7 @@ MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETO
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, 2 after one `hisam: error:` line, or 130; our own faults keep their traceback (1).
 
-    75 after such a line: one of several processes was lost; started again, they go on.
+    75 after such a line: one of several processes, or one that reads data, was lost; started again, they go on.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the runtimes' own chatter would drown the progress lines
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from hisam_jax.cli.common import Verb, add_config, config_of
+from hisam_jax.errors import UserError
 
 
 def _tokenize_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +52,20 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> Any:
+    mixture = _mixture(arguments.mix)
     from hisam_jax.training.run import train
 
-    mixture = dict(arguments.mix)
     return train(arguments.dataset, arguments.ids, config_of(arguments), arguments.workdir, mixture)
+
+
+def _mixture(shares: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Weights by folder; one weight of two for the same folder would be lost."""
+    mixture: dict[str, float] = {}
+    for folder, weight in shares:
+        if os.path.realpath(folder) in map(os.path.realpath, mixture):
+            raise UserError(f"{folder} twice", field="--mix", expected="each dataset once", hint="add its weights up")
+        mixture[folder] = weight
+    return mixture
 
 
 def _share(text: str) -> tuple[str, float]:

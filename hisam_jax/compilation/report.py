@@ -24,6 +24,8 @@ def compile_report(
 ) -> dict[str, Any]:
     """Compiles training and serving for devices that need not be here.
 
+    What does not fit has no counts of what is sent where its compiler gives up, as the TPU's does.
+
     Args:
         config: sections of a config file, with `catalogue` (see `Vocabulary`) and, optionally, `targets`: by topology,
             the fields that differ there.
@@ -81,33 +83,34 @@ def _training(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict[s
     useful = train_flops(configs.model, vocabulary, lengths)
     forward = forward_flops(configs.model, vocabulary, lengths)
     again = forward["blocks"] + forward["attention"] if configs.model.remat == "all" else 0
-    text = program.compiled.as_text()
-    traffic = collectives.traffic(text)
+    text = program.compiled.as_text() if program.compiled else ""
+    traffic = collectives.traffic(text) if program.compiled else None
     memory = program.bytes()
+    total = sum(memory.values())
     return {
         "topology": where.name,
         "chip": where.chip.name,
         "devices": devices,
         "mesh": sizes,
         "parameters": dict(program.parameters),
-        "bytes_per_device": {**memory, "total": sum(memory.values()), "capacity": where.chip.memory},
+        "bytes_per_device": {**memory, "total": total, "capacity": where.chip.memory},
         "flops_per_step": {"useful": useful, "recomputed": again, "per_device": (useful + again) // devices},
         "kernels": sum(text.count(f'custom_call_target="{name}') for name in PALLAS),
-        "collective_bytes_per_step": {**traffic.bytes, "total": traffic.total},
-        "collective_calls_per_step": dict(traffic.calls),
-        "floor_seconds": _floor(useful + again, memory, traffic.total, where),
+        "collective_bytes_per_step": traffic and {**traffic.bytes, "total": traffic.total},
+        "collective_calls_per_step": traffic and dict(traffic.calls),
+        "floor_seconds": _floor(useful + again, memory, traffic and traffic.total, where),
         "tokens_per_step": data.rows * data.items_per_row * configs.model.tokens(len(vocabulary.levels)),
-        "fits": sum(memory.values()) <= USABLE * where.chip.memory,
+        "fits": program.compiled is not None and total <= USABLE * where.chip.memory,
     }
 
 
-def _floor(flops: int, memory: Mapping[str, int], sent: int, where: Target) -> dict[str, float | str]:
-    """Least seconds by what limits: arithmetic, state read and written once, links; they may overlap."""
+def _floor(flops: int, memory: Mapping[str, int], sent: int | None, where: Target) -> dict[str, float | str]:
+    """Least seconds by what limits: arithmetic, state read and written once, links if known; they may overlap."""
     state = 2 * (memory["parameters"] + memory.get("optimizer", 0))
     parts = {
         "arithmetic": flops / len(where.devices) / where.chip.flops,
         "memory": state / where.chip.bandwidth,
-        "links": sent / where.link,
+        **({} if sent is None else {"links": sent / where.link}),
     }
     return {**parts, "limit": max(parts, key=parts.get)}
 
@@ -120,7 +123,7 @@ def _serving(program, configs: Configs, vocabulary: Vocabulary, where: Target, r
         "on one device",
         "bytes_per_device": {**memory, "total": sum(memory.values())},
         "flops_per_call": sum(flops.values()),
-        "fits": sum(memory.values()) <= USABLE * where.chip.memory,
+        "fits": program.compiled is not None and sum(memory.values()) <= USABLE * where.chip.memory,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,23 +22,29 @@ from hisam_jax.training.assembly import Configs
 from hisam_jax.training.optimizer import make_optimizer
 from hisam_jax.training.state import init_state, make_train_step
 
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A compiled step and what it holds.
 
     Attributes:
-        compiled: what XLA made.
+        compiled: what XLA made; None where it found that a device's memory would not do.
         arguments: bytes on one device by kind, such as parameters, optimizer, catalogue, batch.
         parameters: number of parameters: `network` without, `tables` of item ids and codes.
+        needed: bytes on one device in all, as XLA named them where it gave up.
     """
 
     compiled: Any
     arguments: Mapping[str, int]
     parameters: Mapping[str, int]
+    needed: int = 0
 
     def bytes(self) -> dict[str, int]:
-        """Bytes on one device by kind; temporaries are XLA's own count."""
+        """Bytes on one device by kind; temporaries are XLA's own count, or what is left of all that it needed."""
+        if self.compiled is None:
+            return {**self.arguments, "temporaries": max(0, self.needed - sum(self.arguments.values())), "results": 0}
         memory = self.compiled.memory_analysis()
         fresh = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
         return {**self.arguments, "temporaries": memory.temp_size_in_bytes, "results": fresh}
@@ -82,9 +89,10 @@ def train_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh
         state = jax.eval_shape(lambda *args: init_state(init_fn, optimizer, 0, *args), batch, frozen)
         state = on_devices(state, mesh)
         step = make_train_step(loss_fn, optimizer, configs.training.accumulate, with_totals)
-        compiled = jax.jit(step, donate_argnums=0).trace(state, batch, frozen).lower().compile(options_for(mesh))
+        lowered = jax.jit(step, donate_argnums=0).trace(state, batch, frozen).lower()
+        compiled, needed = compile_for(lowered, mesh)
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "catalogue": frozen, "batch": batch}
-    return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(state.params))
+    return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(state.params), needed)
 
 
 def serve_step(configs: Configs, vocabulary: Vocabulary, device: Any, rows: int) -> Program:
@@ -103,9 +111,30 @@ def serve_step(configs: Configs, vocabulary: Vocabulary, device: Any, rows: int)
         return scorer.retrieval(model, params, catalog, vectors_ID, batch)
 
     mapped = jax.shard_map(step, mesh=one, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
-    compiled = jax.jit(mapped).trace(params, frozen.catalog, vectors, batch).lower().compile(options_for(one))
+    compiled, needed = compile_for(jax.jit(mapped).trace(params, frozen.catalog, vectors, batch).lower(), one)
     kinds = {"parameters": params, "catalogue": frozen.catalog, "item_vectors": vectors, "batch": batch}
-    return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(params))
+    return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(params), needed)
+
+
+def compile_for(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Compiled | None, int]:
+    """The program, or None and the bytes that libtpu says it would need: it gives up on what does not fit."""
+    try:
+        return lowered.compile(options_for(mesh)), 0
+    except jax.errors.JaxRuntimeError as error:
+        if not (needed := bytes_needed(str(error))):
+            raise
+        return None, needed
+
+
+def bytes_needed(said: str) -> int:
+    """The most bytes of a device's memory that an error of the compiler names, 0 where it is about something else.
+
+    libtpu speaks of temporaries there, but has counted arguments and results among them.
+    """
+    first = said.splitlines()[0]
+    if "RESOURCE_EXHAUSTED" not in first or "hbm" not in first.lower():
+        return 0
+    return max((int(float(size) * UNITS[unit]) for size, unit in re.findall(r"([\d.]+)([KMGT])\b", first)), default=0)
 
 
 def options_for(mesh: jax.sharding.Mesh) -> dict[str, bool] | None:

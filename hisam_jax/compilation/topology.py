@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -72,7 +73,9 @@ def target(name: str) -> Target:
 
 def _tpus(name: str, shape: str) -> list[Any]:
     with _described(name, "libtpu as jax pins it: pip install 'jax[tpu]'"):
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        single = math.prod(map(int, shape.split("x"))) == 1
+        host = {"chips_per_host_bounds": (1, 1, 1)} if single else {}  # else a host has 4, which one chip does not fill
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices
 
 
 def _gpus(name: str, shape: str) -> list[Any]:

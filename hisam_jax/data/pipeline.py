@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,16 @@ import numpy as np
 from absl import flags
 
 from hisam_jax.config import check_least
-from hisam_jax.data import records
 from hisam_jax.data.blocks import BLOCK, ReadBlock, Reader, SplitBlocks
 from hisam_jax.data.endless import NO_END, EndlessShop
 from hisam_jax.data.mixture import Share
 from hisam_jax.data.windows import EVENT, WindowIndex, WindowReader
-from hisam_jax.errors import UserError
+from hisam_jax.errors import ReaderLost, UserError
 
 if TYPE_CHECKING:
     from hisam_jax.data.dataset import Dataset
 
-DAMAGED = ("Riegeli/records", records.NOT_A_RECORD)  # what ArrayRecord says of a broken file, and we of a broken record
+KILLED = re.compile(r"Worker process was terminated unexpectedly with exit code -(\d+)")  # what Grain says of it
 PACKING_BINS = 64  # open rows of the first-fit packer: more leave less padding and mix more of two epochs
 Batch = dict[str, np.ndarray]
 
@@ -82,10 +81,9 @@ class Pipeline:
     parts: Mapping[int, grain.IterDataset]
     config: PipelineConfig
     mixture: tuple[Mapping[str, Any], ...] = ()
-    path: str | os.PathLike = ""
 
     def __iter__(self) -> BatchIterator:
-        return BatchIterator({stream: iter(part) for stream, part in self.parts.items()}, self.path)
+        return BatchIterator({stream: iter(part) for stream, part in self.parts.items()})
 
     def identity(self) -> dict[str, Any]:
         """What a saved position depends on: restored under another one, it would go on with the wrong data."""
@@ -95,27 +93,17 @@ class Pipeline:
 class BatchIterator:
     """Batches of several streams side by side, in the streams' order; ends with the first stream that ends."""
 
-    def __init__(self, parts: Mapping[int, grain.DatasetIterator], path: str | os.PathLike = ""):
-        self.parts, self.path = dict(sorted(parts.items())), path
+    def __init__(self, parts: Mapping[int, grain.DatasetIterator]):
+        self.parts = dict(sorted(parts.items()))
 
     def __iter__(self) -> BatchIterator:
         return self
 
     def __next__(self) -> Batch:
-        batches = [self._next(part) for part in self.parts.values()]
+        batches = [_next(part) for part in self.parts.values()]
         if len(batches) == 1:
             return batches[0]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-    def _next(self, part: grain.DatasetIterator) -> Batch:
-        try:
-            return next(part)
-        except (RuntimeError, ValueError) as error:
-            if not any(sign in str(error) for sign in DAMAGED):
-                raise
-            what = f"a record is damaged ({str(error).splitlines()[0]})"
-            hint = "it was whole when it was opened; restore it or run `hisam prepare` again, then go on"
-            raise UserError(what, path=self.path, hint=hint) from error
 
     def get_state(self) -> dict[str, Any]:
         """Each stream's position by its number, as JSON."""
@@ -134,6 +122,15 @@ class BatchIterator:
         """Stops all readers."""
         for part in self.parts.values():
             part.close()
+
+
+def _next(part: grain.DatasetIterator) -> Batch:
+    try:
+        return next(part)
+    except RuntimeError as error:
+        if not (killed := KILLED.search(str(error))):
+            raise
+        raise ReaderLost(int(killed[1])) from error
 
 
 def make_pipeline(
@@ -167,7 +164,7 @@ def make_pipeline(
         stream: _batches(readers, stream, weights, codes_IL, config)
         for stream in (range(config.streams) if streams is None else streams)
     }
-    return Pipeline(parts, config, tuple(share.identity() for share in mixture), dataset.path)
+    return Pipeline(parts, config, tuple(share.identity() for share in mixture))
 
 
 def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | None = None) -> WindowReader:
@@ -181,7 +178,7 @@ def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | N
             expected=f"at least one window for each of {config.streams} streams",
         )
     source = grain.sources.ArrayRecordDataSource(dataset.record_paths)
-    return WindowReader(source, index, config.window, config.seed, item_of_I)
+    return WindowReader(source, index, config.window, config.seed, item_of_I, dataset.path)
 
 
 def _batches(

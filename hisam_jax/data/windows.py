@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import numpy as np
 
 from hisam_jax.data import records
 from hisam_jax.data.shuffle import shuffled
+from hisam_jax.errors import UserError
+
+DAMAGED = ("Riegeli/records", records.NOT_A_RECORD)  # what ArrayRecord says of a broken file, and we of a broken record
 
 EVENT = np.dtype(  # one record an event: the packer's cost goes by the feature, and this way there is one
     [("item", "i4"), ("action", "i4"), *((name, "f4") for name in ("positive", "gap", "rank_weight", "next_weight"))]
@@ -47,6 +51,7 @@ class WindowReader:
         window: most events of a window.
         seed: of the order and of the cuts.
         item_of_I: item -> what it is called in the dataset that a mixture is for, -1 unknown; None: the same.
+        path: of the dataset, for an error.
     """
 
     records: Any
@@ -54,19 +59,31 @@ class WindowReader:
     window: int
     seed: int
     item_of_I: np.ndarray | None = None
+    path: str | os.PathLike | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, place_P: np.ndarray) -> list[np.ndarray]:
-        """EVENT records of the windows at each place of an order of many epochs, each shuffled anew."""
+        """EVENT records of the windows at each place of an order of many epochs, each shuffled anew.
+
+        Raises:
+            UserError: a record is damaged.
+        """
         epoch_P, index_P = np.divmod(place_P, len(self))
         windows = []
         for epoch in np.unique(epoch_P).tolist():
             row_P = shuffled(index_P[epoch_P == epoch], len(self), self.seed + epoch)
             windows += [(epoch, *self.index[row]) for row in row_P.tolist()]
-        found = self.records.__getitems__([user for _, user, _ in windows])
-        return [self._cut(*window, record) for window, record in zip(windows, found, strict=True)]
+        try:
+            found = self.records.__getitems__([user for _, user, _ in windows])
+            return [self._cut(*window, record) for window, record in zip(windows, found, strict=True)]
+        except (RuntimeError, ValueError) as error:
+            if not any(sign in str(error) for sign in DAMAGED):
+                raise
+            what = f"a record is damaged ({str(error).splitlines()[0]})"
+            hint = "it was whole when it was opened; restore it or run `hisam prepare` again, then go on"
+            raise UserError(what, path=self.path, hint=hint) from error
 
     def _cut(self, epoch: int, user: int, ordinal: int, record: bytes) -> np.ndarray:
         sequence = records.decode(record)

@@ -6,28 +6,41 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from hisam_jax.distributed import barrier, is_main
+from hisam_jax.distributed import agree, barrier, from_main, is_main, lost_peer
 from hisam_jax.errors import UserError
+from hisam_jax.files import atomic_write, sha256_file
 from hisam_jax.training.state import Params, TrainState
 
 _log = logging.getLogger(__name__)
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _RETIRED = ".retired-"
 _DAMAGED = "damaged-"
+_AGAIN = ".again"  # behind the step of one that is saved anew: the old one stays until the new one is whole
+_CHECKSUMS = "checksums.json"
+_HASHING = 4  # files read at a time for their checksums
 PATIENCE = 600.0  # seconds that processes wait for each other around a restore
+
+
+_T = TypeVar("_T")
+
+
+class _Unreadable(Exception):
+    """A checkpoint that not every process can read; all of them say so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +64,13 @@ def saved_steps(folder: str | os.PathLike) -> list[int]:
 class Saving:
     """A checkpoint that is being written while training goes on; it is one once `finish` has returned."""
 
-    def __init__(self, path: Path, begin: Callable[[], Any], keep: int, best_step: int | None):
+    def __init__(self, path: Path, written: Path, begin: Callable[[], Any], keep: int, best_step: int | None):
         self.path, self.keep, self.best_step = path, keep, best_step
+        self._written = written
         self._response = self._trying(begin)
+        pool = ThreadPoolExecutor(1, "checkpoint")
+        self._end = pool.submit(self._commit)
+        pool.shutdown(wait=False)
 
     def finish(self) -> None:
         """Waits until it is committed, then drops all but the last `keep` and `best_step`.
@@ -61,19 +78,28 @@ class Saving:
         Raises:
             UserError: the disk is full; the checkpoints that were there stay.
         """
-        self._trying(self._response.result)
+        self._trying(self._end.result)
         if is_main():
             steps = saved_steps(self.path.parent)
             _drop(self.path.parent, [old for old in steps[: -self.keep] if old != self.best_step])
+
+    def _commit(self) -> None:
+        self._response.result()
+        if is_main():
+            _write_checksums(self._written)
+            if self._written != self.path:
+                _replace(self.path, self._written)
 
     def _trying(self, work: Callable[[], Any]) -> Any:
         try:
             with _quiet():
                 return work()
         except Exception as error:
-            _clear(self.path.parent)
+            if is_main():
+                with contextlib.suppress(OSError):  # the error that brought us here says more
+                    _clear(self.path.parent)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _mentions_full_disk(error):
-                kept = [known for known in saved_steps(self.path.parent) if str(known) != self.path.name]
+                kept = [known for known in saved_steps(self.path.parent) if str(known) != self._written.name]
                 raise UserError(
                     f"the disk is full: no checkpoint of step {self.path.name}",
                     path=self.path,
@@ -108,12 +134,13 @@ def save(
     """
     path = Path(folder).absolute() / str(int(state.step))
     path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f"{path.name}{_AGAIN}") if from_main(path.exists()) else path
     if jax.default_backend() == "cpu":  # what is written in the background shares its memory with the array there
         state = jax.tree.map(jnp.copy, state)
     parts = {"params": state.params, "state": _but_params(state)}
     record = {"identity": dict(identity), "memory": dict(memory), "positions": dict(positions)}
-    begin = functools.partial(ocp.save_checkpointables_async, path, parts, overwrite=True, custom_metadata=record)
-    return Saving(path, begin, keep, best_step)
+    begin = functools.partial(ocp.save_checkpointables_async, written, parts, overwrite=True, custom_metadata=record)
+    return Saving(path, written, begin, keep, best_step)
 
 
 def restore(
@@ -121,42 +148,36 @@ def restore(
 ) -> tuple[TrainState, Saved] | None:
     """The newest readable checkpoint, placed as `abstract` says; None where there is none at all.
 
-    It may have been saved on other devices. What a killed save left is removed, a damaged checkpoint is set aside, each
-    with a warning.
+    It may have been saved on other devices. What a killed save left is removed, a checkpoint that is damaged for any of
+    the processes is set aside by all, each with a warning.
 
     Raises:
         UserError: the checkpoint is of another configuration (names the fields), or none can be read.
+        PeerLost: another process did not come along.
     """
     folder, abstract = Path(folder).absolute(), _placed(abstract)
     if is_main():
         for name in _clear(folder):
             _log.warning("ignored the incomplete checkpoint %s", folder / name)
     barrier("checkpoints cleared", PATIENCE)
-    steps = saved_steps(folder)
+    steps = from_main(saved_steps(folder), PATIENCE)
     for tried, step in enumerate(reversed(steps)):
         try:
-            saved = describe(folder, step)
-        except Exception as error:
-            problem = error
-            continue
-        _check_identity(saved, identity)
-        try:
-            with _quiet():
-                parts = ocp.load_checkpointables(
-                    saved.path, {"params": abstract.params, "state": _but_params(abstract)}
-                )
-        except Exception as error:
+            saved = _together(functools.partial(_checked, folder, step, ("params", "state")))
+            _check_identity(saved, identity)
+            parts = _together(functools.partial(_load, saved.path, abstract))
+        except _Unreadable as error:
             problem = error
             continue
         for damaged in steps[len(steps) - tried :]:
             if is_main():
                 _log.warning("checkpoint %s cannot be read; going on from step %d", folder / str(damaged), step)
-                (folder / str(damaged)).rename(folder / f"{_DAMAGED}{damaged}")
+                _set_aside(folder / str(damaged))
         barrier("checkpoint restored", PATIENCE)
         return abstract.replace(params=parts["params"], **parts["state"]), saved
     if steps:
         raise UserError(
-            f"no checkpoint can be read ({type(problem).__name__}: {problem})",
+            f"no checkpoint can be read ({problem})",
             path=folder,
             hint="move the folder away to train from the start",
         ) from problem
@@ -177,23 +198,89 @@ def load_params(workdir: str | os.PathLike, which: Literal["best", "last"] = "be
     `best` is the checkpoint with the best monitored metric, and the last one where nothing was monitored.
 
     Raises:
-        UserError: no checkpoint under `workdir`.
+        UserError: no checkpoint under `workdir`, or a damaged one.
     """
     folder = Path(workdir).absolute() / "checkpoints"
-    steps = saved_steps(folder)
+    steps = from_main(saved_steps(folder), PATIENCE)
     if not steps:
         raise UserError("no checkpoint", path=folder, expected="a run that `hisam train` saved at least once")
-    path = folder / str(steps[-1])
+    step = steps[-1]
     try:
-        best = describe(folder, steps[-1]).memory.get("best_step")
-        path = folder / str(best if which == "best" and best in steps else steps[-1])
+        best = _together(functools.partial(_checked, folder, step, ())).memory.get("best_step")
+        step = best if which == "best" and best in steps else step
+        path = _together(functools.partial(_checked, folder, step, ("params",))).path
+        return _together(functools.partial(_load_params, path))
+    except _Unreadable as error:
+        raise UserError(f"unreadable checkpoint ({error})", path=folder / str(step)) from error
+
+
+def _together(work: Callable[[], _T]) -> _T:
+    """The result of `work`, which waits for nobody, once every process has one; else all raise `_Unreadable`."""
+    problem = None
+    try:
         with _quiet():
-            tree = ocp.metadata(path, checkpointable_name="params").metadata
-            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-            params = ocp.load(path, _placed(abstract), checkpointable_name="params")
-            return params if jax.process_count() == 1 else jax.tree.map(lambda x: x.addressable_data(0), params)
+            result = work()
     except Exception as error:
-        raise UserError(f"unreadable checkpoint ({type(error).__name__}: {error})", path=path) from error
+        if lost_peer(error):
+            raise
+        problem = error
+    if agree(problem is not None, PATIENCE):
+        reason = f"{type(problem).__name__}: {problem}" if problem else "another process cannot read it"
+        raise _Unreadable(reason) from problem
+    return result
+
+
+def _checked(folder: Path, step: int, parts: Sequence[str]) -> Saved:
+    """A checkpoint whose own files and those of `parts` are as they were committed."""
+    saved = describe(folder, step)
+    _check_files(saved.path, parts)
+    return saved
+
+
+def _load(path: Path, abstract: TrainState) -> dict[str, Any]:
+    with _by_itself():
+        return ocp.load_checkpointables(path, {"params": abstract.params, "state": _but_params(abstract)})
+
+
+def _load_params(path: Path) -> Params:
+    tree = ocp.metadata(path, checkpointable_name="params").metadata
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    with _by_itself():
+        params = ocp.load(path, _placed(abstract), checkpointable_name="params")
+    return params if jax.process_count() == 1 else jax.tree.map(lambda x: x.addressable_data(0), params)
+
+
+def _by_itself() -> ocp.Context:
+    """Lets each process read its shards alone: in Orbax's barriers one that fails would keep the others for minutes."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.Context(multiprocessing_options=options)
+
+
+def _write_checksums(path: Path) -> None:
+    """Records every file of a committed checkpoint; one whose process is killed before stays without, unchecked."""
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    sums = json.dumps(_sums(path, [name for name in names if name != _CHECKSUMS]), indent=1)
+    try:
+        atomic_write(path / _CHECKSUMS, sums)
+    except UserError as error:
+        _log.warning("checkpoint %s stays without checksums: %s", path, error)
+
+
+def _check_files(path: Path, parts: Sequence[str]) -> None:
+    """Compares this process's share of the files; every file is read by one of the processes."""
+    if not (path / _CHECKSUMS).exists():
+        return
+    recorded = json.loads((path / _CHECKSUMS).read_text())
+    names = sorted(name for name in recorded if "/" not in name or name.split("/")[0] in parts)
+    for name, found in _sums(path, names[jax.process_index() :: jax.process_count()]).items():
+        if found != recorded[name]:
+            raise ValueError(f"{name} has changed since it was saved")
+
+
+def _sums(path: Path, names: Sequence[str]) -> dict[str, str]:
+    with ThreadPoolExecutor(_HASHING) as pool:
+        return dict(zip(names, pool.map(sha256_file, [path / name for name in names]), strict=True))
 
 
 def _placed(abstract: Any) -> Any:
@@ -251,21 +338,49 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _clear(folder: Path) -> list[str]:
-    """Removes what killed saves and deletions left; the names of the saves."""
-    paths = sorted(folder.glob("*")) if folder.is_dir() else []
-    torn = [path for path in paths if path.name[:1].isdigit() and not path.name.isdigit()]
+    """Removes what killed saves and deletions left, and ends replacements; the names of the saves."""
     with _quiet():
+        for written in folder.glob(f"*{_AGAIN}"):
+            if ocp.is_orbax_checkpoint(written):
+                _replace(folder / written.name.removesuffix(_AGAIN), written)
+        paths = sorted(path for path in folder.glob("*") if path.is_dir())
+        torn = [path for path in paths if path.name[:1].isdigit() and not path.name.isdigit()]
         torn += [path for path in paths if path.name.isdigit() and not ocp.is_orbax_checkpoint(path)]
     for path in torn + [path for path in paths if path.name.startswith(_RETIRED)]:
-        shutil.rmtree(path)
+        _remove(path)
     return [path.name for path in torn]
 
 
 def _drop(folder: Path, steps: list[int]) -> None:
     for step in steps:
-        retired = folder / f"{_RETIRED}{step}"
-        (folder / str(step)).rename(retired)  # so that a kill half-way leaves nothing that looks whole
-        shutil.rmtree(retired)
+        _remove(_retire(folder / str(step)))  # so that a kill half-way leaves nothing that looks whole
+
+
+def _replace(path: Path, written: Path) -> None:
+    """Puts a whole checkpoint into the place of another; killed half-way, `_clear` ends it."""
+    retired = _retire(path) if path.exists() else None
+    written.rename(path)
+    if retired:
+        _remove(retired)
+
+
+def _retire(path: Path) -> Path:
+    retired = path.with_name(f"{_RETIRED}{path.name}")
+    _remove(retired)
+    return path.rename(retired)
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint, which may not be the first one of its step."""
+    names = (f"{_DAMAGED}{path.name}{f'-{count}' if count > 1 else ''}" for count in itertools.count(1))
+    path.rename(next(aside for aside in map(path.with_name, names) if not aside.exists()))
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder; another process may be at it too."""
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def _mentions_full_disk(error: BaseException | None) -> bool:

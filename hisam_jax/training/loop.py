@@ -23,6 +23,7 @@ from hisam_jax.errors import UserError
 from hisam_jax.progress import progress_bar
 from hisam_jax.training import checkpoints
 from hisam_jax.training.config import TrainingConfig
+from hisam_jax.training.leaving import Leaving
 from hisam_jax.training.metrics import Averages, MetricsLog, MetricsReader
 from hisam_jax.training.optimizer import make_optimizer, make_schedule
 from hisam_jax.training.placement import Placement
@@ -32,7 +33,6 @@ from hisam_jax.training.watching import Clock, Cost, Watch
 
 Evaluator = Callable[[Params], Mapping[str, float]]
 SIGTERM_EXIT = 128 + signal.SIGTERM
-ASK_EVERY = 10  # steps between two askings of all processes whether one was told to end
 _HEALTH = ("loss", "grad_norm", "update_norm")
 
 
@@ -98,7 +98,7 @@ def train(
             iterator=iterator,
             terminated=terminated,
             placement=placement,
-            watch=Watch(cost),
+            watch=Watch(cost, placement.share),
             profile=Profile(config.profile, Path(workdir) / "profile"),
         )
         run.begin(partial(init_state, init_fn, tx, config.seed), batch)
@@ -162,7 +162,7 @@ class _Run:
             self.memory.logged_step, self.memory.averages = self.log.last_step, {}
         self.averages, self.clock = Averages(self.memory.averages), Clock(self.memory.seconds)
         self.compiled, self.items = False, 0
-        self.leaving, self.asked_at = False, -1
+        self.leaving = Leaving(self.terminated, self.step)
         self.bar = progress_bar(self.config.steps, "training", unit="step")
         self.bar.initial = self.bar.n = self.step
 
@@ -170,7 +170,7 @@ class _Run:
         """Steps until there is a reason to stop; ends evaluated and saved."""
         while not self._at_the_end():
             self._evaluate_and_save()
-            if self.memory.stopped is not None or self._asked_to_leave():
+            if self.memory.stopped is not None or self.leaving.behind(self.step):
                 break
             before = time.monotonic()
             batch = next(self.iterator, None)
@@ -179,20 +179,11 @@ class _Run:
                 self.memory.stopped = "end of data"
             else:
                 self._step(batch)
-        if self._asked_to_leave():
+        if self.leaving.behind(self.step):
             self._leave()
         self._evaluate_and_save(final=True)
         self.settle()
         return self.state
-
-    def _asked_to_leave(self) -> bool:
-        """Whether SIGTERM came, to any process: all leave behind the same step."""
-        if jax.process_count() == 1:
-            return self.terminated.is_set()
-        if not self.leaving and self.asked_at != self.step and self.step % ASK_EVERY == 0:
-            self.asked_at = self.step
-            self.leaving = agree(self.terminated.is_set())
-        return self.leaving
 
     def _ended(self, here: bool) -> bool:
         finite = jax.process_count() > 1 and self.identity.get("data", {}).get("epochs") is not None

@@ -40,10 +40,15 @@ TIMES = ("step_seconds_p50", "step_seconds_p95", "input_wait", "tokens_per_secon
 
 
 class Watch:
-    """Collects between two lines of the log."""
+    """Collects between two lines of the log.
 
-    def __init__(self, cost: Cost | None):
-        self.cost = cost
+    Args:
+        cost: of a batch.
+        share: rows of all processes, over those of this one; processes that split a row hold the same.
+    """
+
+    def __init__(self, cost: Cost | None, share: int = 1):
+        self.cost, self._share = cost, share
         chip = chip_of(jax.devices()[0].device_kind)
         self._peak = chip.flops if chip else None
         self._last: float | None = None
@@ -80,7 +85,7 @@ class Watch:
         self._last = None
 
     def take(self) -> dict[str, float]:
-        """Figures since the last `take`; of this process, and of one step where that is said."""
+        """Figures since the last `take`: tokens and utilisation of all devices, the rest of this process."""
         if not self._steps:
             self._clear()
             return {}
@@ -88,9 +93,9 @@ class Watch:
         p50, p95 = np.percentile(self._steps, [50, 95])
         found = {"step_seconds_p50": float(p50), "step_seconds_p95": float(p95), "input_wait": self._waited / seconds}
         if self.cost is not None:
-            found["tokens_per_second"] = self._items * self.cost.tokens_per_item * jax.process_count() / seconds
+            found["tokens_per_second"] = self._share * self._items * self.cost.tokens_per_item / seconds
             if self._peak:
-                found["mfu"] = self._flops / seconds / self._peak / jax.local_device_count()
+                found["mfu"] = self._share * self._flops / seconds / self._peak / jax.device_count()
         found["memory_bytes"] = _memory()
         self._clear()
         return found

@@ -1,0 +1,80 @@
+"""The page at `/` in a real Chromium: pick items, see recommendations with pictures and the time they took."""
+
+import importlib.util
+import shutil
+
+import pytest
+
+from tests.serving_fixtures import tiny_run
+from tests.test_serving_process import process
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHROMIUM or not shutil.which("chromedriver") or importlib.util.find_spec("selenium") is None,
+        reason="no chromium, chromedriver or selenium here",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    root = tmp_path_factory.mktemp("browser")
+    tiny_run(root)
+    with process(root / "run", root / "store.sqlite") as (_, address):
+        yield address
+
+
+@pytest.fixture
+def browser(address):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--window-size=1200,1400",
+    ):
+        options.add_argument(flag)
+    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def _until(browser, condition, seconds=60):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, seconds).until(condition)
+
+
+def _tiles(browser, place):
+    return browser.find_elements("css selector", f"#{place} .tile")
+
+
+def test_items_are_picked_and_recommendations_seen(address, browser):
+    browser.get(address)
+    _until(browser, lambda b: len(_tiles(b, "items")) > 5 and len(_tiles(b, "found")) > 0)
+    popular = [tile.get_attribute("data-item") for tile in _tiles(browser, "found")]
+    chosen = [tile.get_attribute("data-item") for tile in _tiles(browser, "items")[:2]]
+    for item in chosen:
+        browser.find_element("css selector", f"#items [data-item='{item}']").click()
+        _until(browser, lambda b, item=item: b.find_elements("css selector", f"#history [data-item='{item}']"))
+
+    def settled(b):
+        found = [tile.get_attribute("data-item") for tile in _tiles(b, "found")]
+        return found if found and not set(found) & set(chosen) and found != popular else None
+
+    found = _until(browser, settled)
+    assert len(found) == len(set(found)) and " ms" in browser.find_element("id", "took").text
+    assert not browser.find_element("id", "problem").text
+    assert [tile.get_attribute("data-item") for tile in _tiles(browser, "history")] == chosen
+    severe = [
+        line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "picture" not in line["message"]
+    ]
+    assert not [line for line in severe if "favicon" not in line["message"]], severe
