@@ -24,7 +24,7 @@ from hisam_jax.training.run import train
 from tests.fixtures import tiny_dataset
 
 LIMITS = Limits(body=20_000, history=30, k=10, candidates=12, room=8, deadline=30.0)
-ENGINE = EngineConfig(rows=(1, 4), lengths=(4, 8), candidates=(12,), k=10, beams=10, hidden=32, cold=4)
+ENGINE = EngineConfig(rows=(1, 4), lengths=(8,), candidates=(12,), k=10, beams=10, hidden=32, cold=4)
 
 
 def tiny_run(root: Path, seed: int = 3) -> Path:

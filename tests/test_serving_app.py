@@ -303,6 +303,7 @@ def test_health_metrics_page_and_description(served):
     served(check)
 
 
+@pytest.mark.slow
 def test_releases_change_under_load_and_a_torn_one_is_refused(served, root, tmp_path):
     train_tiny(root, root / "second", seed=4)
     shutil.copytree(root / "run", root / "torn")

@@ -49,6 +49,7 @@ def of_metrics(service: Service, source: str) -> float:
     return service.metrics.states.labels(source)._value.get()
 
 
+@pytest.mark.slow
 def test_states_dropped_for_room_come_back_as_they_were(root, warm, tmp_path):
     users = [f"u{n}" for n in range(6)] + ["new", "newer"]  # of the dataset, and of nowhere
 

@@ -36,6 +36,11 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         help="where events and user states are kept: the path of an SQLite file or redis://HOST:PORT/DB "
         "(default: service.sqlite in --workdir)",
     )
+    add(
+        "--compiled",
+        metavar="DIR",
+        help="where compiled programs are kept for the next start or release (default: compiled in --workdir)",
+    )
     add("--token-file", metavar="FILE", help="holds a token; requests must bear it then")
     add("--deadline", metavar="SECONDS", type=_seconds, default=1.0, help="after which a request is answered 503")
     add("--wait", metavar="SECONDS", type=_seconds, default=0.001, help="that a request waits for others to join it")
@@ -54,7 +59,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
     serve(
         arguments.workdir, arguments.port, arguments.host, arguments.store, arguments.token_file, Limits(**given),
-        arguments.rows,
+        arguments.rows, arguments.compiled,
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ async def _refused(request: Request, refusal: Refusal) -> JSONResponse:
 async def _http(request: Request, error: HTTPException) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["allow"] = ", ".join(sorted(methods_of(request.app, request.url.path)))
+        headers = {"allow": ", ".join(sorted(methods_of(request.app, request.url.path)))}
     status = 422 if error.status_code == 400 else error.status_code  # a body that is no JSON
     return JSONResponse({"error": error.detail}, status, headers)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import uvicorn
 
 from hisam_jax.errors import UserError
@@ -20,7 +21,7 @@ from hisam_jax.serving.release import Release, engine_config
 from hisam_jax.serving.service import Service
 from hisam_jax.serving.store import open_store
 
-FILE = "service.sqlite"
+FILE, COMPILED = "service.sqlite", "compiled"
 DRAIN = 10  # seconds that requests have to end when the service is stopped
 
 
@@ -32,6 +33,7 @@ def serve(
     token_file: str | os.PathLike | None = None,
     limits: Limits | None = None,
     rows: Sequence[int] = (1, 8, 32),
+    compiled: str | os.PathLike | None = None,
 ) -> None:
     """Serves a run until SIGINT or SIGTERM.
 
@@ -43,6 +45,8 @@ def serve(
         token_file: holds the token that requests must bear.
         limits: of requests and memory.
         rows: padded sizes of batches.
+        compiled: folder of compiled programs, which the next start and the next release take from there; None:
+            compiled in `workdir`.
 
     Raises:
         UserError: no run there, a store that cannot be opened, a port that is taken.
@@ -58,6 +62,7 @@ def serve(
         return Release(run, limits, engine_config(run, limits, rows))
 
     listening = _listen(host, port)
+    _keep_programs(compiled or (None if is_url(workdir) else Path(workdir) / COMPILED))
     service = Service(load, workdir, open_store(store or str(Path(workdir) / FILE)), limits)
     print(f"hisam: http://{host}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
     config = uvicorn.Config(
@@ -68,6 +73,13 @@ def serve(
     server.run(sockets=[listening])
     if service.now is None and service.failure is not None:
         raise service.failure
+
+
+def _keep_programs(folder: str | os.PathLike | None) -> None:
+    if folder is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _listen(host: str, port: int) -> socket.socket:
