@@ -59,27 +59,28 @@ def _until(browser, condition, seconds=60):
     return WebDriverWait(browser, seconds).until(condition)
 
 
-def _tiles(browser, place):
-    return browser.find_elements("css selector", f"#{place} .tile")
+def _items(browser, place):
+    """Item ids of the tiles there, read at once, as the page may be redrawing."""
+    script = "return [...document.querySelectorAll(`#${arguments[0]} .tile`)].map(tile => tile.dataset.item)"
+    return browser.execute_script(script, place)
 
 
 def test_items_are_picked_and_recommendations_seen(address, browser):
     browser.get(address)
-    _until(browser, lambda b: len(_tiles(b, "items")) > 5 and len(_tiles(b, "found")) > 0)
-    popular = [tile.get_attribute("data-item") for tile in _tiles(browser, "found")]
-    chosen = [tile.get_attribute("data-item") for tile in _tiles(browser, "items")[:2]]
+    _until(browser, lambda b: len(_items(b, "items")) > 5 and _items(b, "found"))
+    popular, chosen = _items(browser, "found"), _items(browser, "items")[:2]
     for item in chosen:
         browser.find_element("css selector", f"#items [data-item='{item}']").click()
-        _until(browser, lambda b, item=item: b.find_elements("css selector", f"#history [data-item='{item}']"))
+        _until(browser, lambda b, item=item: item in _items(b, "history"))
 
     def settled(b):
-        found = [tile.get_attribute("data-item") for tile in _tiles(b, "found")]
+        found = _items(b, "found")
         return found if found and not set(found) & set(chosen) and found != popular else None
 
     found = _until(browser, settled)
     assert len(found) == len(set(found)) and " ms" in browser.find_element("id", "took").text
     assert not browser.find_element("id", "problem").text
-    assert [tile.get_attribute("data-item") for tile in _tiles(browser, "history")] == chosen
+    assert _items(browser, "history") == chosen
     severe = [
         line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "picture" not in line["message"]
     ]

@@ -99,6 +99,7 @@ class Release:
             "ways": list(self.engine.ways),
             "heads": list(self._run.heads),
             "modalities": self.stock.widths,
+            "k": self.engine.config.k,
         }
 
 

@@ -182,6 +182,7 @@ class ReleaseOut(BaseModel):
     ways: list[str]
     heads: list[str]
     modalities: dict[str, int]
+    k: int = Field(description="the most recommendations of a request")
 
 
 class ReleasesOut(BaseModel):
