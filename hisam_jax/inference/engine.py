@@ -275,7 +275,7 @@ class Engine:
     def _stacked(self, states: Sequence[UserState]):
         rows = fitting(self.config.rows, len(states))
         capacity = fitting(self.config.lengths, max(state.kept for state in states))
-        return stacked(states, rows, capacity, self.tokens)
+        return stacked(states, rows, capacity, self.tokens, np.dtype(self.model.config.compute_dtype))
 
     def filter_of(self, items: Items, wanted: Sequence[Wanted], rows: int) -> Filter:
         words = items.facts.attributes_IW.shape[1]

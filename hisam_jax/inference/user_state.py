@@ -109,7 +109,9 @@ def _decoded(data: memoryview, shape: tuple[int, ...], form: Form) -> tuple[np.n
     return values * scale, data[4 * count + size :]
 
 
-def stacked(states: Sequence[UserState], rows: int, capacity: int, tokens: int) -> tuple[Cache, np.ndarray, np.ndarray]:
+def stacked(
+    states: Sequence[UserState], rows: int, capacity: int, tokens: int, dtype: np.dtype | None = None
+) -> tuple[Cache, np.ndarray, np.ndarray]:
     """`(cache, items [rows], read [rows, D])` of users of unequal length; rows past theirs are empty.
 
     Args:
@@ -117,11 +119,12 @@ def stacked(states: Sequence[UserState], rows: int, capacity: int, tokens: int) 
         rows: B.
         capacity: items that fit, at least the most that a state keeps.
         tokens: positions of an item.
+        dtype: of keys and values; None: the first state's.
     """
     first = states[0]
     layers, _, heads, width = first.k.shape
     shape = (layers, rows, capacity * tokens, heads, width)
-    k, v = np.zeros(shape, first.k.dtype), np.zeros(shape, first.v.dtype)
+    k, v = (np.zeros(shape, dtype or first.k.dtype) for _ in range(2))
     index_BM = np.full((rows, capacity * tokens), -1, np.int32)
     items_B, read_BD = np.zeros(rows, np.int32), np.zeros((rows, len(first.read)), np.float32)
     for row, state in enumerate(states):
