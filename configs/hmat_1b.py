@@ -1,8 +1,10 @@
-"""HMAT of 1 B parameters, tables not counted.
+r"""HMAT of 1 B parameters, tables not counted.
 
 Paper: Hi-SAM (arXiv 2602.11799). Hardware: see `targets`; what a step takes there:
 hisam compile --config configs/hmat_1b.py --topology v5e:16x16
-Command: hisam train --dataset DATASET --ids IDS --config configs/hmat_1b.py --workdir RUN
+Command, for v5p:4x4x4: hisam train --dataset DATASET --ids IDS --config configs/hmat_1b.py --workdir RUN \
+    --config.mesh.data=1 --config.mesh.fsdp=64
+`targets` is what `hisam compile` reads; training takes its mesh from the command, which is all data without one.
 """
 
 import ml_collections
