@@ -95,3 +95,41 @@ def test_nodes_times_codes_may_pass_int32():
 def test_what_cannot_be_a_trie_is_told(codes, words):
     with pytest.raises(UserError, match=words):
         build_trie(np.asarray(codes, np.int32), (3, 3))
+
+
+@settings(max_examples=8)
+@given(tables(), st.integers(0, 9), st.integers(0, 9999))
+def test_branches_are_the_children_and_allowed_ones_lead_to_an_allowed_item(table, room, seed):
+    codes, sizes = table
+    trie = build_trie(codes, sizes, len(codes) + room)
+    allowed = np.random.default_rng(seed).random((2, len(codes) + room)) < 0.3
+    before, real = trie.allowed_before(jnp.asarray(allowed)), np.arange(len(codes))
+    prefixes = {(): 0}
+    for level in range(len(sizes)):
+        parents = jnp.asarray([list(prefixes.values())] * 2, jnp.int32)
+        child, code, exists = trie.branches(parents, level)
+        fits = np.asarray(exists & trie.is_allowed(before, child, level))
+        found = {}
+        for place, prefix in enumerate(prefixes):
+            mine = codes[(codes[:, :level] == prefix).all(1)]
+            there = np.asarray(exists)[0, place]
+            assert np.asarray(code)[0, place][there].tolist() == sorted(set(mine[:, level].tolist()))
+            for at in np.flatnonzero(there):
+                longer = (*prefix, int(code[0, place, at]))
+                below = real[(codes[:, : level + 1] == longer).all(1)]
+                assert fits[:, place, at].tolist() == allowed[:, below].any(1).tolist()
+                found[longer] = int(child[0, place, at])
+        prefixes = found
+
+
+@given(tables(), st.integers(1, 5))
+def test_a_tree_with_room_keeps_its_shapes_as_items_come(table, more):
+    codes, sizes = table
+    grown = np.concatenate([codes, codes[np.random.default_rng(0).integers(0, len(codes), more)]])
+    old = build_trie(codes, sizes, len(grown))
+    new = build_trie(grown, sizes, like=old)
+    assert jax.tree.structure(old) == jax.tree.structure(new)
+    assert [x.shape for x in jax.tree.leaves(old)] == [x.shape for x in jax.tree.leaves(new)]
+    np.testing.assert_array_equal(new.leaf_of_item(), build_trie(grown, sizes).leaf_of_item())
+    with pytest.raises(UserError, match="capacity"):
+        build_trie(grown, sizes, len(grown) - 1)

@@ -22,7 +22,7 @@ from hisam_jax.data.prepare import prepare
 from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.training.run import train
 
-USERS, BATCHES, WARM, ROUNDS = 20_000, 60, 3, 3
+USERS, BATCHES, WARM, ROUNDS = 20_000, 80, 3, 8
 
 
 def run(work: Path, quick: bool = False) -> dict[str, Any]:
@@ -48,19 +48,23 @@ def run(work: Path, quick: bool = False) -> dict[str, Any]:
 
 
 def _paces(dataset, codes_IL, config: PipelineConfig, workers: int, count: int) -> dict[str, Any]:
-    """Grain and PyTorch in turns, as the machine's pace changes; the median of rounds."""
+    """Grain and PyTorch in turns, either first as often, as the machine's pace changes; medians of rounds."""
     engines = {
         "Grain": functools.partial(make_pipeline, dataset, codes_IL, dataclasses.replace(config, workers=workers))
     }
     if torch_loader.INSTALLED:
         engines["PyTorch"] = functools.partial(torch_loader.batches, dataset, codes_IL, config, workers)
     found = {name: [] for name in engines}
-    for _ in range(ROUNDS):
-        for name, make in engines.items():
-            found[name].append(_pace(make, count))
+    for turn in range(ROUNDS):
+        for name in sorted(engines, reverse=bool(turn % 2)):
+            found[name].append(_pace(engines[name], count))
     padding = {name: float(np.mean([part["padding"] for part in parts])) for name, parts in found.items()}
     pace = {name: float(np.median([part["batches"] for part in parts])) for name, parts in found.items()}
-    return {"batches": pace, "padding": padding}
+    result = {"batches": pace, "padding": padding}
+    if len(engines) == 2:
+        both = ([part["batches"] for part in found[name]] for name in ("Grain", "PyTorch"))
+        result["ratios"] = [ours / theirs for ours, theirs in zip(*both, strict=True)]
+    return result
 
 
 def _pace(make: Callable[[], Any], count: int) -> dict[str, float]:
@@ -90,13 +94,14 @@ def markdown(result: dict[str, Any]) -> str:
     rows = []
     for workers, cell in result["paces"].items():
         pace, padding = cell["batches"], cell["padding"]
-        ratio = f"{pace['Grain'] / pace['PyTorch']:.2f}" if "PyTorch" in pace else ""
+        ratios = cell.get("ratios", [])
+        ratio = f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
         shown = [f"{pace[name]:.1f}" if name in pace else "not installed" for name in ("Grain", "PyTorch")]
         rows.append([workers, *shown, ratio, f"{padding['Grain']:.1%}"])
     said = (
         "Histories of the embedded shop, rows of 300 items, 16 rows a batch. PyTorch: its DataLoader reads and cuts "
-        "the same windows by the same functions, and the same packer makes rows of them. Medians of rounds in which "
-        "both take turns. Share of the time of a training step of `configs/shop.py` spent waiting for input, on one "
-        f"device: {result['wait']:.2%}.\n\n"
+        "the same windows by the same functions, and the same packer makes rows of them. Medians of "
+        f"{ROUNDS} rounds in which both take turns, either first as often; of ratios also the range. Share of the time "
+        f"of a training step of `configs/shop.py` spent waiting for input, on one device: {result['wait']:.2%}.\n\n"
     )
     return said + table(["workers", "Grain, batches/s", "PyTorch, batches/s", "ratio", "padding"], rows)
