@@ -12,6 +12,7 @@ from benchmarks.parts import Page
 QUESTIONS = {
     "latency": "What do cached anchors save?",
     "masking": "What do filters cost a decoding step, and what do beams lose?",
+    "ways": "What does each way of recommending find?",
     "load": "How many requests does the service sustain?",
     "parity": "Does the service answer what was evaluated?",
     "states": "How small may a user's state be kept?",
