@@ -60,8 +60,8 @@ class Service(Core):
 
     async def load(self, workdir: str, expect: str | None = None) -> Release:
         """Loads, checks and compiles a run's folder, and then serves it; until then the present release serves."""
-        path = Path(workdir).resolve()
-        if not path.is_relative_to(self.root):
+        path = _resolved(workdir)
+        if path is None or not path.is_relative_to(self.root):
             raise Refusal(409, f"{workdir!r}; expected a folder under {self.root}")
         if self._loading.locked():
             raise Refusal(409, "another release is being loaded", retry=5)
@@ -106,6 +106,13 @@ class Service(Core):
         except Refusal:
             await asyncio.to_thread(undo)
             raise
+
+
+def _resolved(workdir: str) -> Path | None:
+    try:
+        return Path(workdir).resolve()
+    except (ValueError, OSError):  # no file can have such a name
+        return None
 
 
 def _put(release: Release, item: Added) -> Added:
