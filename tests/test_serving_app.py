@@ -153,6 +153,7 @@ def test_filters_compose(served):
         ("/items", {"item": "new", "features": {"sound": [1.0]}}, 409, "sound"),
         ("/items", {"item": "new", "features": {"text": [1.0]}}, 409, "16"),
         ("/releases", {"workdir": "/etc"}, 409, "folder under"),
+        ("/releases", {"workdir": "\0"}, 409, "folder under"),
         ("/items", {"item": "new", "like": "i1", "features": {"text": [1.0]}}, 422, "both"),
         ("/releases", {}, 422, "one of"),
         ("/releases", {"roll_back": True}, 409, "no release"),

@@ -59,6 +59,11 @@ def _until(browser, condition, seconds=60):
     return WebDriverWait(browser, seconds).until(condition)
 
 
+def _texts(browser, selector):
+    script = "return [...document.querySelectorAll(arguments[0])].map(one => one.textContent)"
+    return browser.execute_script(script, selector)
+
+
 def _items(browser, place):
     """Item ids of the tiles there, read at once, as the page may be redrawing."""
     script = "return [...document.querySelectorAll(`#${arguments[0]} .tile`)].map(tile => tile.dataset.item)"
@@ -85,3 +90,22 @@ def test_items_are_picked_and_recommendations_seen(address, browser):
         line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "picture" not in line["message"]
     ]
     assert not [line for line in severe if "favicon" not in line["message"]], severe
+
+
+def test_it_says_why_and_the_tree_of_ids_is_browsed(address, browser):
+    browser.get(address)
+    _until(browser, lambda b: len(_items(b, "items")) > 5 and _items(b, "found"))
+    for item in _items(browser, "items")[:2]:
+        browser.find_element("css selector", f"#items [data-item='{item}']").click()
+        _until(browser, lambda b, item=item: item in _items(b, "history") and item not in _items(b, "found"))
+    browser.find_element("css selector", "#found .why").click()
+    _until(browser, lambda b: len(_texts(b, "#reasons .bars")) == 2)
+    told = [text.split(":")[0] for text in _texts(browser, "#reasons .bars span")]
+    assert told[2] == "code 0" and told[-1] == "id"  # after the two items of the history
+    (codes,) = _texts(browser, "#reasons button")
+    browser.find_element("css selector", "#reasons button").click()
+    prefix = codes.split(", ")[:-1]
+    _until(browser, lambda b: _texts(b, "#path button") == ["all", *prefix] and _items(b, "branches"))
+    browser.find_element("css selector", "#path button").click()
+    _until(browser, lambda b: _texts(b, "#path button") == ["all"] and len(_texts(b, ".branch")) > 1)
+    assert not browser.find_element("id", "problem").text

@@ -16,12 +16,13 @@ LIMITS = {  # flag -> field, metavar, what it says
     "--max-candidates": ("candidates", "N", "the most candidates of a request to rank"),
     "--max-concurrent": ("concurrent", "N", "requests in the service at once; one more is answered 503"),
     "--max-waiting": ("queue", "N", "requests that wait for the model; one more is answered 503"),
+    "--max-explained": ("explained", "N", "explanations at once; one more is answered 503"),
     "--users": ("users", "N", "user states in memory; the least recently used go first"),
     "--room": ("room", "N", "new items that there is room for"),
 }
 _DEFAULTS = {  # those of serving.limits.Limits, which is imported only when it serves
     "body": 1 << 20, "history": 1000, "k": 100, "candidates": 1000, "concurrent": 512, "queue": 256,
-    "users": 10_000, "room": 1000,
+    "users": 10_000, "room": 1000, "explained": 8,
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def beam_search(
     node, logp = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1))
     codes = jnp.zeros((batch, 1, 0), jnp.int32)
     for level, width in enumerate(widths):
-        state = _states_before(model, level, state_BD, codes, cache, length_B)
+        state = states_before(model, level, state_BD, codes, cache, length_B)
         step = jax.nn.log_softmax(model.code_logits(state, level), axis=-1)
         child, code, exists = trie.branches(node, level)
         if before is not None:
@@ -67,7 +67,7 @@ def _widths(beams: int | Sequence[int], levels: int) -> tuple[int, ...]:
     return widths
 
 
-def _states_before(model: HMAT, level: int, state_BD, codes_BWl, cache: Cache, length_B) -> jax.Array:
+def states_before(model: HMAT, level: int, state_BD, codes_BWl, cache: Cache, length_B) -> jax.Array:
     """States `[B, W or 1, D]` that predict `level`, every beam an item of its own over the cached history."""
     tokens = model.reading_slot(level) + 1
     if tokens == 0:

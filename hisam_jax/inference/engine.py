@@ -14,7 +14,7 @@ import numpy as np
 
 from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
-from hisam_jax.inference import steps
+from hisam_jax.inference import explain, steps
 from hisam_jax.inference.filters import Filter, ItemFacts, allowed
 from hisam_jax.inference.histories import History, pad_histories
 from hisam_jax.inference.user_state import UserState, stacked
@@ -98,6 +98,16 @@ class Items:
     def codes_IL(self) -> np.ndarray:
         """The catalogue's codes on the host."""
         return np.asarray(self.catalog.codes_IL)
+
+    @functools.cached_property
+    def tree(self) -> Trie:
+        """The trie on the host."""
+        return jax.tree.map(np.asarray, self.trie)
+
+    @functools.cached_property
+    def served_before(self) -> np.ndarray:
+        """`[I + 1]`: how many items that are served stand before each place of the trie's order."""
+        return np.append(0, np.cumsum(np.asarray(self.facts.servable_I)[self.tree.item_order]))
 
 
 def fitting(sizes: Sequence[int], wanted: int) -> int:
@@ -235,6 +245,32 @@ class Engine:
             out += [np.asarray(found)[row, : len(candidates[index])] for row, index in enumerate(chosen)]
         return out
 
+    def explain(
+        self, items: Items, state: UserState, history: History, item: int, codes_L: np.ndarray, way: str
+    ) -> explain.Explanation:
+        """Why an item is recommended to a user, see `inference.explain`.
+
+        Args:
+            state: of the user.
+            history: at least the last two events of it, fewer where there were fewer.
+            codes_L: the item's ID, the digit last where there is one.
+            way: `retrieval` or `generation`.
+        """
+        names = explain.part_names(self.model, items.catalog, way)
+        if not state.items:
+            popular = float(np.asarray(items.popularity_I)[item])
+            return explain.Explanation(popular, {"popularity": popular}, np.zeros(0, np.float32))
+        capacity = fitting(self.config.lengths, state.kept)
+        cache, items_B, read_BD = stacked([state], 1, capacity, self.tokens, np.dtype(self.model.config.compute_dtype))
+        last = history.latest(2)
+        events = {name: np.pad(getattr(last, name), (2 - len(last), 0)) for name in ("item", "action", "gap")}
+        part_P, drop_M = self._run["explain"](
+            self.params, items.catalog, cache, items_B[0], read_BD, events, np.int32(item),
+            np.asarray(codes_L, np.int32), way=way,
+        )  # fmt: skip
+        part_P, drop_M = np.asarray(part_P), np.asarray(drop_M)[: state.kept]
+        return explain.Explanation(float(part_P.sum()), dict(zip(names, part_P.tolist(), strict=True)), drop_M)
+
     def warm_up(self, items: Items) -> int:
         """Compiles every shape that a request may need; returns how many programs there are then."""
         c = self.config
@@ -245,12 +281,19 @@ class Engine:
                 states = self.read(items, [_blank(length)] * rows)
                 if length not in c.lengths:
                     continue
+                if rows == c.rows[0]:
+                    self._explain_all_ways(items, states[0], length)
                 self.append(items, states, _blank(rows))
                 for way in self.ways:
                     self.recommend(items, states, [Wanted(np.zeros(0, np.int32))] * rows, 1, way, by)
                 for width, head in itertools.product(c.candidates, heads):
                     self.rank(items, states, [np.zeros(width, np.int32)] * rows, head)
         return self.compiled()
+
+    def _explain_all_ways(self, items: Items, state: UserState, length: int) -> None:
+        codes_L = np.zeros(len(items.trie.sizes), np.int32)
+        for way in set(self.ways) & set(explain.WAYS):
+            self.explain(items, state, _blank(length), 0, codes_L, way)
 
     def _lists(self, items: Items, cache, read_BD, items_B, gap_B, request: Filter, way: Way, by: str):
         if way not in self.ways:
@@ -334,4 +377,5 @@ _LIST_STEPS = {
     "retrieve_approximate": (functools.partial(_retrieve, approximate=True), ("k",)),
     "generate_items": (_generate, ("k", "beams", "sharing")),
     "hybrid": (_hybrid, ("k", "beams", "sharing", "cold", "by")),
+    "explain": (explain.explain, ("way",)),
 }

@@ -36,7 +36,6 @@ class ItemEncoder(nn.Module):
         """`[..., L, D]`: one embedding a code token."""
         return jnp.stack([table(codes_xL[..., level], spec) for level, table in enumerate(self.code_tables)], axis=-2)
 
-    @nn.compact
     def __call__(
         self, item_x: jax.Array | None, catalog: Catalog, *, deterministic: bool = True, spec: jax.P = SPECS.batch
     ) -> jax.Array:
@@ -44,25 +43,36 @@ class ItemEncoder(nn.Module):
 
         Items never trained on have no id embedding.
         """
+        shape = (catalog.items,) if item_x is None else item_x.shape
+        total = jnp.zeros((*shape, self.config.width))
+        for part in self.parts(item_x, catalog, deterministic=deterministic, spec=spec).values():
+            total += part
+        return total
+
+    @nn.compact
+    def parts(
+        self, item_x: jax.Array | None, catalog: Catalog, *, deterministic: bool = True, spec: jax.P = SPECS.batch
+    ) -> dict[str, jax.Array]:
+        """What an item vector is the sum of: `codes`, each modality's features by name, `id`."""
         config, spec = self.config, SPECS.rows if item_x is None else spec
 
         def of(table_IX: jax.Array) -> jax.Array:
             table_IX = jnp.asarray(table_IX)
             return shard(table_IX, spec) if item_x is None else look_up(table_IX, item_x, spec)
 
-        known = of(catalog.trained_I)[..., None]
-        total = jnp.zeros((*known.shape[:-1], config.width))
+        parts = {}
         if config.codes:
             summed = self.code_embeddings(of(catalog.codes_IL), spec).sum(-2)
-            total += self._keep(config.code_dropout, summed, deterministic)
+            parts["codes"] = self._keep(config.code_dropout, summed, deterministic)
         if config.features:
             for name, values_IF in sorted(catalog.features.items()):
                 shape = (values_IF.shape[-1], config.width)
                 project = Einsum("...f,fd->...d", shape, scale=0.1, spec=SPECS.matrix, name=f"features_{name}")
-                total += project(of(values_IF))
+                parts[f"features {name}"] = project(of(values_IF))
         if config.item_id:
-            total += self._keep(config.id_dropout, self._ids(item_x, catalog.items, spec) * known, deterministic)
-        return total
+            known = of(catalog.trained_I)[..., None]
+            parts["id"] = self._keep(config.id_dropout, self._ids(item_x, catalog.items, spec) * known, deterministic)
+        return parts
 
     def _ids(self, item_x: jax.Array | None, items: int, spec: jax.P) -> jax.Array:
         if item_x is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from hisam_jax.inference.engine import Wanted, Way
 from hisam_jax.serving.errors import Refusal, unknown_item
+from hisam_jax.serving.explaining import Because, Why, why
 from hisam_jax.serving.past import log_hours
 from hisam_jax.serving.release import Release
 from hisam_jax.serving.store import Event
@@ -57,8 +58,14 @@ class Answer:
     items: list[tuple[str, str, float]]
 
 
+def answer_all(release: Release, users: Users, asks: Sequence[Ask | Why]) -> list[Answer | Because | Exception]:
+    """An answer, or what is wrong with it, for each request; reasons one by one, after all else."""
+    found = iter(answer(release, users, [ask for ask in asks if isinstance(ask, Ask)]))
+    return [next(found) if isinstance(ask, Ask) else _reasons(release, users, ask) for ask in asks]
+
+
 def answer(release: Release, users: Users, asks: Sequence[Ask]) -> list[Answer | Exception]:
-    """An answer, or what is wrong with it, for each request."""
+    """An answer, or what is wrong with it, for each request for items or scores."""
     stored, there = users.members([ask.user for ask in asks if ask.user is not None])
     read = iter(users.read([ask.history for ask in asks if ask.user is None]))
     members = [next(read) if ask.user is None else stored[ask.user] for ask in asks]
@@ -78,6 +85,13 @@ def answer(release: Release, users: Users, asks: Sequence[Ask]) -> list[Answer |
             degraded = not there and asks[place].user is not None
             out[place] = Answer(release.id, how, members[place].known, degraded, items)
     return out
+
+
+def _reasons(release: Release, users: Users, ask: Why) -> Because | Exception:
+    try:
+        return why(release, users, ask)
+    except Exception as error:  # of this request alone
+        return error
 
 
 def _prepared(release: Release, ask: Ask, member: Member) -> tuple[tuple[bool, str], Any]:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 import hisam_jax
 from hisam_jax.errors import UserError
-from hisam_jax.serving import item_routes, release_routes, routes
+from hisam_jax.serving import explain_routes, item_routes, release_routes, routes
 from hisam_jax.serving.description import described, methods_of
 from hisam_jax.serving.errors import Refusal
 from hisam_jax.serving.middleware import Gate
@@ -33,7 +33,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
 
     app = FastAPI(title="hisam", version=hisam_jax.__version__, lifespan=lifespan)
     app.state.service = service
-    for part in (routes, item_routes, release_routes):
+    for part in (routes, item_routes, explain_routes, release_routes):
         app.include_router(part.router)
     app.openapi = described(app, service.limits)
     app.add_exception_handler(Refusal, _refused)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from hisam_jax.errors import UserError
-from hisam_jax.serving.answers import Answer, Ask, answer
+from hisam_jax.serving.answers import Answer, Ask, answer_all
 from hisam_jax.serving.batching import Batcher
 from hisam_jax.serving.catalogue import Added
 from hisam_jax.serving.errors import Refusal, busy, unknown_item
+from hisam_jax.serving.explaining import Because, Why
 from hisam_jax.serving.limits import Limits
 from hisam_jax.serving.metrics import Metrics
 from hisam_jax.serving.release import Release
@@ -176,9 +177,9 @@ class Core:
     def users_of(self, release: Release) -> Users:
         return Users(release, self.store, max(self.limits.users, release.engine.config.rows[-1]), self.metrics)
 
-    def _answer(self, asks: Sequence[Ask]) -> list[Answer | Exception]:
+    def _answer(self, asks: Sequence[Ask | Why]) -> list[Answer | Because | Exception]:
         start, serving = time.perf_counter(), self.now
-        out = answer(serving.release, serving.users, asks)
+        out = answer_all(serving.release, serving.users, asks)
         self.metrics.batch.observe(len(asks))
         self.metrics.model.observe(time.perf_counter() - start)
         return out

@@ -23,7 +23,7 @@ def described(app: FastAPI, limits: Limits) -> Callable[[], dict[str, Any]]:
             ("RankIn", "candidates", "maxItems", limits.candidates),
         ):
             known[model]["properties"][field][bound] = most
-        for model in ("RecommendIn", "RankIn"):
+        for model in ("RecommendIn", "RankIn", "ExplainIn"):
             known[model]["properties"]["history"]["anyOf"][0]["maxItems"] = limits.history
         return app.openapi_schema
 

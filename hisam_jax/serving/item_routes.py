@@ -22,14 +22,14 @@ async def items(service: In, text: str = "", limit: Limit = 40, offset: Offset =
     """Items whose title or id holds a text, the most popular first, those that came later before all others."""
     release = service.serving().release
     rows = _found(release, text.casefold())
-    return schemas.ItemsOut(total=len(rows), items=[_item(release, row) for row in rows[offset : offset + limit]])
+    return schemas.ItemsOut(total=len(rows), items=[item_out(release, row) for row in rows[offset : offset + limit]])
 
 
 @router.get("/items/{item}")
 async def item(item: str, service: In) -> schemas.ItemOut:
     """One item."""
     release = service.serving().release
-    return _item(release, _row(release, item))
+    return item_out(release, _row(release, item))
 
 
 @router.get("/items/{item}/picture", responses={200: {"content": {"image/jpeg": {}}}}, response_class=Response)
@@ -50,7 +50,7 @@ async def add_item(body: schemas.ItemIn, service: In) -> schemas.ItemOut:
         raise Refusal(404, f"no item {body.item!r} to have back; a new one needs features or like")
     item = Added(body.item, body.title, tuple(body.categories), body.features)
     await service.add_item(item, body.like)
-    return _item(release, release.names.row[body.item])
+    return item_out(release, release.names.row[body.item])
 
 
 @router.delete("/items/{item}", status_code=204)
@@ -65,7 +65,8 @@ def _row(release: Release, item: str) -> int:
     return release.names.row[item]
 
 
-def _item(release: Release, row: int) -> schemas.ItemOut:
+def item_out(release: Release, row: int) -> schemas.ItemOut:
+    """What is shown of an item."""
     names = release.names
     return schemas.ItemOut(
         item=names.ids[row], title=names.titles[row], 

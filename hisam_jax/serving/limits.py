@@ -7,6 +7,8 @@ import dataclasses
 from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
 
+_COUNTS = ("body", "history", "k", "candidates", "concurrent", "queue", "users", "room", "explained")
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -23,6 +25,7 @@ class Limits:
         wait: seconds that a request waits for others when the model is idle.
         users: states in memory.
         room: new items that fit without compiling anew.
+        explained: explanations at once; each costs as many scores as the user has past items.
     """
 
     body: int = 1 << 20
@@ -35,8 +38,9 @@ class Limits:
     wait: float = 0.001
     users: int = 10_000
     room: int = 1000
+    explained: int = 8
 
     def __post_init__(self):
-        check_least(self, "serve", body=1, history=1, k=1, candidates=1, concurrent=1, queue=1, wait=0, users=1, room=1)
+        check_least(self, "serve", **dict.fromkeys(_COUNTS, 1), wait=0)
         if self.deadline <= 0:
             raise UserError(f"value {self.deadline}", field="serve.deadline", expected="seconds, more than 0")

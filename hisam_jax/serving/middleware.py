@@ -12,7 +12,7 @@ from hisam_jax.serving.errors import Refusal, busy
 from hisam_jax.serving.limits import Limits
 from hisam_jax.serving.metrics import Metrics
 
-OPEN = ("/", "/health", "/ready")  # without a token: nothing in them is anybody's
+OPEN = ("/", "/page.js", "/health", "/ready")  # without a token: nothing in them is anybody's
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from hisam_jax.serving import schemas
 from hisam_jax.serving.routing import PROBLEMS, In
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html", "page.js"))
 router = APIRouter(responses=PROBLEMS)
 
 
@@ -53,3 +53,9 @@ async def metrics(service: In) -> PlainTextResponse:
 async def page() -> HTMLResponse:
     """A page to try it."""
     return HTMLResponse(PAGE.read_text())
+
+
+@router.get("/page.js", include_in_schema=False)
+async def script() -> Response:
+    """What the page does."""
+    return Response(SCRIPT.read_text(), media_type="text/javascript")

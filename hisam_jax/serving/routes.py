@@ -47,7 +47,7 @@ async def recommend(
     _within("k", body.k, service.limits.k)
     _within("hide", len(body.hide), service.limits.history)
     more = {"oldest": body.added_since, "any_of": tuple(body.categories)}
-    ask = Ask(**_who(body, service), k=body.k, way=body.way, hide=tuple(body.hide), repeat=body.repeat, **more)
+    ask = Ask(**who(body, service), k=body.k, way=body.way, hide=tuple(body.hide), repeat=body.repeat, **more)
     return await _answered(service, ask, x_deadline)
 
 
@@ -55,7 +55,7 @@ async def recommend(
 async def rank(body: schemas.RankIn, service: In, x_deadline: Deadline = HOUR) -> schemas.AnswerOut:
     """Scores of candidates, which never see each other, in their order."""
     _within("candidates", len(body.candidates), service.limits.candidates)
-    ask = Ask(**_who(body, service), candidates=tuple(body.candidates), by=body.by)
+    ask = Ask(**who(body, service), candidates=tuple(body.candidates), by=body.by)
     return await _answered(service, ask, x_deadline)
 
 
@@ -69,7 +69,8 @@ async def _answered(service: Service, ask: Ask, deadline: float) -> schemas.Answ
     )  # fmt: skip
 
 
-def _who(body: schemas.Who, service: Service) -> dict[str, Any]:
+def who(body: schemas.Who, service: Service) -> dict[str, Any]:
+    """Whom a request is about, as `Ask` takes it."""
     if body.history is None:
         return {"user": body.user, "time": body.time}
     _within("history", len(body.history), service.limits.history)

@@ -12,7 +12,8 @@ from typing import Any
 from hisam_jax.errors import UserError
 from hisam_jax.serving.catalogue import Added, today
 from hisam_jax.serving.core import Core, Serving
-from hisam_jax.serving.errors import Refusal, unknown_item
+from hisam_jax.serving.errors import Refusal, busy, unknown_item
+from hisam_jax.serving.explaining import Because, Why
 from hisam_jax.serving.release import Release
 
 
@@ -21,7 +22,18 @@ class Service(Core):
 
     def __init__(self, *core: Any, **more: Any):
         super().__init__(*core, **more)
-        self._loading = asyncio.Lock()
+        self._loading, self._explaining = asyncio.Lock(), 0
+
+    async def explain(self, ask: Why, deadline: float) -> Because:
+        """Why an item is recommended; no more at once than the limits say, as others wait meanwhile."""
+        self.serving()
+        if self._explaining >= self.limits.explained:
+            raise busy(f"{self.limits.explained} explanations are being made already")
+        self._explaining += 1
+        try:
+            return await self.batcher.submit(ask, min(deadline, self.limits.deadline))
+        finally:
+            self._explaining -= 1
 
     async def add_item(self, item: Added, like: str | None = None) -> Added:
         """Gives a new item an ID and keeps it; it can be recommended from then on."""
@@ -48,8 +60,8 @@ class Service(Core):
 
     async def load(self, workdir: str, expect: str | None = None) -> Release:
         """Loads, checks and compiles a run's folder, and then serves it; until then the present release serves."""
-        path = Path(workdir).resolve()
-        if not path.is_relative_to(self.root):
+        path = _resolved(workdir)
+        if path is None or not path.is_relative_to(self.root):
             raise Refusal(409, f"{workdir!r}; expected a folder under {self.root}")
         if self._loading.locked():
             raise Refusal(409, "another release is being loaded", retry=5)
@@ -94,6 +106,13 @@ class Service(Core):
         except Refusal:
             await asyncio.to_thread(undo)
             raise
+
+
+def _resolved(workdir: str) -> Path | None:
+    try:
+        return Path(workdir).resolve()
+    except (ValueError, OSError):  # no file can have such a name
+        return None
 
 
 def _put(release: Release, item: Added) -> Added:

@@ -81,6 +81,12 @@ class Users:
             for state, (history, time) in zip(states, parts, strict=True)
         ]
 
+    def history(self, user: str, member: Member) -> History:
+        """The latest events that a member's state holds, as many as it depends on or more."""
+        first, events = self._latest(user)
+        base, time = self._release.past(user) or (NOTHING, 0)
+        return joined([base, self._history(events[: max(member.covered - first, 0)], time)[0]])
+
     def flush(self) -> None:
         """Stores the states that have changed."""
         self._save({user: member for user, member in self._members.items() if member.covered > member.kept})
