@@ -73,7 +73,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
     kinds, sizes = (jax.sharding.AxisType.Explicit,) * len(AXES), config.sizes(len(devices))
     if len(slices_of(devices)) > 1:
         return jax.sharding.Mesh(across_slices(sizes, devices), AXES, axis_types=kinds)
-    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # no product of the torus's own axes: a mesh axis takes a part of one
+        split = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(split, AXES, axis_types=kinds)
 
 
 def slices_of(devices: Sequence[Any]) -> set[int]:
