@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from hisam_jax.inference.top_items import NONE
 from hisam_jax.models.blocks import Cache
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.trie import Trie
-
-NONE = -1e30  # the log-probability of no beam; what is below a tenth of it is none
 
 
 def beam_search(

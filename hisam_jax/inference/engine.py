@@ -17,14 +17,14 @@ from hisam_jax.errors import UserError
 from hisam_jax.inference import explain, steps
 from hisam_jax.inference.filters import Filter, ItemFacts, allowed
 from hisam_jax.inference.histories import History, pad_histories
+from hisam_jax.inference.top_items import NO_SCORE
 from hisam_jax.inference.user_state import UserState, stacked
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.trie import Trie
 
-Way = Literal["retrieval", "generation", "hybrid", "ranking"]
-WAYS: tuple[Way, ...] = ("retrieval", "generation", "hybrid", "ranking")
-NO_SCORE = -1e29
+Way = Literal["retrieval", "generation", "hybrid"]
+WAYS: tuple[Way, ...] = ("retrieval", "generation", "hybrid")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hisam_jax.data.pipeline import Batch
-from hisam_jax.inference import beam_search
+from hisam_jax.inference import steps
 from hisam_jax.inference.histories import SHORTEST, History, batches
+from hisam_jax.inference.top_items import NO_SCORE
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.trie import Trie
@@ -95,14 +96,13 @@ class Scorer:
     def clicks_for(self, history: History, candidates: np.ndarray) -> np.ndarray:
         """Ranking logits of candidates after a history; candidates never see each other."""
         _, batch = next(self._batches([history], 1))
-        cache, out = _cache(self.model, self.params, self.catalog, batch), []
+        (_, cache), out = _read(self.model, self.params, self.catalog, batch), []
+        items_B, gap_B = np.array([len(history)], np.int32), np.zeros(1, np.float32)
         for start in range(0, len(candidates), CANDIDATES):
             part = candidates[start : start + CANDIDATES]
             padded = np.zeros((1, CANDIDATES), np.int32)
             padded[0, : len(part)] = part
-            logits = _candidates(
-                self.model, self.params, self.catalog, cache, len(history), padded, self.codes_IL[padded]
-            )
+            logits = _candidates(self.model, self.params, self.catalog, cache, items_B, padded, gap_B)
             out.append(np.asarray(logits)[0, : len(part)])
         return np.concatenate(out)
 
@@ -111,7 +111,7 @@ class Scorer:
 
     def _spread(self, leaf_BW: np.ndarray, logp_BW: np.ndarray) -> np.ndarray:
         by_leaf = np.full((len(leaf_BW), self.trie.leaves), -np.inf, np.float32)
-        row, beam = np.nonzero(logp_BW > 0.1 * beam_search.NONE)
+        row, beam = np.nonzero(logp_BW > NO_SCORE)
         by_leaf[row, leaf_BW[row, beam]] = logp_BW[row, beam]
         return by_leaf[:, self._leaf_I]
 
@@ -121,60 +121,26 @@ class Scorer:
         return scores
 
 
-def _last(state_BNTD: jax.Array, batch) -> tuple[jax.Array, jax.Array]:
-    length_B = (batch["segment"] > 0).sum(1)
-    index = jnp.maximum(length_B - 1, 0)[:, None, None, None]
-    return jnp.take_along_axis(state_BNTD[:, :, -1:], index, axis=1), length_B
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _item_vectors(model, params, catalog):
-    return model.apply({"params": params}, catalog, method="item_vectors")
-
-
 def retrieval(model, params, catalog, vectors_ID, batch):
     """`[B, I]` scores of every item after each history; what `Scorer` runs, unjitted."""
-
-    def run(module):
-        state_BNTD, _ = module(batch, catalog)
-        last, _ = _last(state_BNTD, batch)
-        return module.user_vectors(last)[:, 0] @ vectors_ID.T
-
-    return model.apply({"params": params}, method=run)
+    read_BD, _ = steps.read_histories(model, params, catalog, batch)
+    return steps.user_vectors(model, params, read_BD) @ vectors_ID.T
 
 
+_item_vectors = jax.jit(steps.item_vectors, static_argnums=0)
 _retrieval = jax.jit(retrieval, static_argnums=0)
+_read = jax.jit(steps.read_histories, static_argnums=0)
+_candidates = jax.jit(steps.click_logits, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _generation(model, params, catalog, trie, batch, unseen_BI, beams):
-    def run(module):
-        state_BNTD, cache = module(batch, catalog)
-        last, length_B = _last(state_BNTD, batch)
-        search = functools.partial(beam_search.beam_search, module, last[:, 0, 0], cache, length_B, trie, beams=beams)
-        return search(), search(allowed_BI=unseen_BI)
-
-    return model.apply({"params": params}, method=run)
+    read_BD, cache = steps.read_histories(model, params, catalog, batch)
+    items_B = (batch["segment"] > 0).sum(1)
+    search = functools.partial(steps.generate, model, params, trie, cache, read_BD, items_B, beams=beams)
+    return search(None), search(unseen_BI)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _clicks(model, params, catalog, batch):
     return model.apply({"params": params}, method=lambda m: m.click_logits(m(batch, catalog)[0]))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _cache(model, params, catalog, batch):
-    return model.apply({"params": params}, batch, catalog)[1]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _candidates(model, params, catalog, cache, length, item_BC, codes_BCL):
-    def run(module):
-        zeros = jnp.zeros_like(item_BC)
-        group = {"item": item_BC, "codes": codes_BCL, "action": zeros, "gap": zeros.astype(jnp.float32)}
-        x_BCTD = module.embed(group, catalog)
-        position = jnp.full(item_BC.shape, length)
-        state_BCTD, _ = module.run(x_BCTD, position, jnp.ones_like(item_BC), cache)
-        return module.click_logits(state_BCTD)
-
-    return model.apply({"params": params}, method=run)

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hisam_jax.inference import filters
 from hisam_jax.inference.beam_search import beam_search
-from hisam_jax.inference.top_items import NONE, top_items
+from hisam_jax.inference.top_items import NO_SCORE, NONE, top_items
 from hisam_jax.models.blocks import Cache
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.hmat import HMAT
@@ -102,7 +101,7 @@ def items_of_leaves(trie: Trie, leaf_BW, logp_BW, allowed_BI, *, sharing: int) -
     """
     batch = leaf_BW.shape[0]
     place_BWS = trie.leaf_start[leaf_BW][..., None] + jnp.arange(sharing, dtype=jnp.int32)
-    there = (place_BWS < trie.leaf_start[leaf_BW + 1][..., None]) & (logp_BW > 0.1 * NONE)[..., None]
+    there = (place_BWS < trie.leaf_start[leaf_BW + 1][..., None]) & (logp_BW > NO_SCORE)[..., None]
     item_BC = trie.item_order[jnp.where(there, place_BWS, 0)].reshape(batch, -1)
     there_BC = there.reshape(batch, -1) & jnp.take_along_axis(allowed_BI, item_BC, axis=1)
     logp_BC = jnp.broadcast_to(logp_BW[..., None], place_BWS.shape).reshape(batch, -1)
@@ -134,12 +133,12 @@ def hybrid(
     """
     leaf, logp = generate(model, params, trie, cache, read_BD, items_B, allowed_BI, beams=beams)
     item_BC, logp_BC = items_of_leaves(trie, leaf, logp, allowed_BI, sharing=sharing)
-    there_BC, user_BD = logp_BC > 0.1 * NONE, user_vectors(model, params, read_BD)
+    there_BC, user_BD = logp_BC > NO_SCORE, user_vectors(model, params, read_BD)
     if cold:
         new_item, new_score = top_items(user_BD, vectors_ID, allowed_BI & cold_I, cold)
         again = ((new_item[:, :, None] == item_BC[:, None]) & there_BC[:, None]).any(-1)
         item_BC = jnp.concatenate([item_BC, new_item], axis=1)
-        there_BC = jnp.concatenate([there_BC, (new_score > 0.1 * NONE) & ~again], axis=1)
+        there_BC = jnp.concatenate([there_BC, (new_score > NO_SCORE) & ~again], axis=1)
     if by == "ranking":
         score_BC = click_logits(model, params, catalog, cache, items_B, item_BC, gap_B)
     else:
@@ -154,6 +153,3 @@ def _unless_new(items_B, item_Bk, score_Bk, popularity_I, allowed_BI, k: int) ->
     score, item = jax.lax.top_k(jnp.where(allowed_BI, popularity_I, NONE), min(k, popularity_I.shape[0]))
     new_B1 = (items_B == 0)[:, None]
     return jnp.where(new_B1, item, item_Bk), jnp.where(new_B1, score, score_Bk)
-
-
-allowed = filters.allowed

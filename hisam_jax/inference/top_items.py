@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-NONE = -1e30
+NONE = -1e30  # the score of nothing
+NO_SCORE = 0.1 * NONE  # what is below it is none: sums of scores with NONE stay far below
 BLOCK = 65_536  # items
 
 
