@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from hisam_jax.distributed import agree, barrier, from_main, is_main, lost_peer
 from hisam_jax.errors import UserError
-from hisam_jax.files import atomic_write, sha256_file
+from hisam_jax.training.checksums import check_files, write_checksums
 from hisam_jax.training.state import Params, TrainState
 
 _log = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.E
 _RETIRED = ".retired-"
 _DAMAGED = "damaged-"
 _AGAIN = ".again"  # behind the step of one that is saved anew: the old one stays until the new one is whole
-_CHECKSUMS = "checksums.json"
-_HASHING = 4  # files read at a time for their checksums
 PATIENCE = 600.0  # seconds that processes wait for each other around a restore
 
 
@@ -86,7 +84,7 @@ class Saving:
     def _commit(self) -> None:
         self._response.result()
         if is_main():
-            _write_checksums(self._written)
+            write_checksums(self._written)
             if self._written != self.path:
                 _replace(self.path, self._written)
 
@@ -233,7 +231,7 @@ def _together(work: Callable[[], _T]) -> _T:
 def _checked(folder: Path, step: int, parts: Sequence[str]) -> Saved:
     """A checkpoint whose own files and those of `parts` are as they were committed."""
     saved = describe(folder, step)
-    _check_files(saved.path, parts)
+    check_files(saved.path, parts)
     return saved
 
 
@@ -255,32 +253,6 @@ def _by_itself() -> ocp.Context:
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     return ocp.Context(multiprocessing_options=options)
-
-
-def _write_checksums(path: Path) -> None:
-    """Records every file of a committed checkpoint; one whose process is killed before stays without, unchecked."""
-    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    sums = json.dumps(_sums(path, [name for name in names if name != _CHECKSUMS]), indent=1)
-    try:
-        atomic_write(path / _CHECKSUMS, sums)
-    except UserError as error:
-        _log.warning("checkpoint %s stays without checksums: %s", path, error)
-
-
-def _check_files(path: Path, parts: Sequence[str]) -> None:
-    """Compares this process's share of the files; every file is read by one of the processes."""
-    if not (path / _CHECKSUMS).exists():
-        return
-    recorded = json.loads((path / _CHECKSUMS).read_text())
-    names = sorted(name for name in recorded if "/" not in name or name.split("/")[0] in parts)
-    for name, found in _sums(path, names[jax.process_index() :: jax.process_count()]).items():
-        if found != recorded[name]:
-            raise ValueError(f"{name} has changed since it was saved")
-
-
-def _sums(path: Path, names: Sequence[str]) -> dict[str, str]:
-    with ThreadPoolExecutor(_HASHING) as pool:
-        return dict(zip(names, pool.map(sha256_file, [path / name for name in names]), strict=True))
 
 
 def _placed(abstract: Any) -> Any:
