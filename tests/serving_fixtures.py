@@ -90,3 +90,16 @@ def run_async(work) -> None:
 def metrics() -> Metrics:
     """Counters of nothing yet."""
     return Metrics()
+
+
+def serving_each(run: Path, warm: Warm, store: Path):
+    """`served(check)` runs `check(client, service)` against a service of its own."""
+
+    def served(check, **more):
+        async def whole():
+            async with serving(warm, run, store, **more) as (client, service):
+                await check(client, service)
+
+        run_async(whole())
+
+    return served

@@ -11,7 +11,7 @@ import pytest
 from hisam_jax.errors import UserError
 from hisam_jax.inference.histories import History
 from hisam_jax.serving.store import Event
-from tests.serving_fixtures import LIMITS, Warm, load, run_async, serving, tiny_run, train_tiny
+from tests.serving_fixtures import LIMITS, Warm, load, serving_each, tiny_run, train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,7 @@ def warm():
 
 @pytest.fixture
 def served(root, warm, tmp_path):
-    """`served(check)` runs `check(client, service)` against a service of its own."""
-
-    def run(check, **more):
-        async def whole():
-            async with serving(warm, root / "run", tmp_path / "store", **more) as (client, service):
-                await check(client, service)
-
-        run_async(whole())
-
-    return run
+    return serving_each(root / "run", warm, tmp_path / "store")
 
 
 async def recommended(client, **body):

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from tests.serving_fixtures import LIMITS, Warm, run_async, serving, tiny_run
+from tests.serving_fixtures import LIMITS, Warm, serving_each, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,7 @@ def warm():
 
 @pytest.fixture
 def served(root, warm, tmp_path):
-    def run(check, **more):
-        async def whole():
-            async with serving(warm, root / "run", tmp_path / "store", **more) as (client, service):
-                await check(client, service)
-
-        run_async(whole())
-
-    return run
+    return serving_each(root / "run", warm, tmp_path / "store")
 
 
 def test_a_user_and_a_history_are_told_why(served):
