@@ -48,6 +48,7 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, k: int = 100, bea
             raise UserError(f"value {value}", field=field, expected="1 or more")
     out = output_path(out, "out")
     run = load_run(workdir)
+    run.check_served()
     model, arrays = _servable(run)
     functions = _functions(model, run.assembly.trie, min(k, run.scorer.catalog.items), beams)
     with atomic_directory(out, holds="manifest.json") as folder:
@@ -82,7 +83,7 @@ def _servable(run: Run) -> tuple[HMAT, dict[str, Any]]:
     levels = [(part, level, x) for part in TRIE for level, x in enumerate(getattr(trie, part))]
     arrays = {
         "params": run.scorer.params,
-        "catalog": {field.name: getattr(catalog, field.name) for field in dataclasses.fields(catalog)},
+        "catalog": {name: getattr(catalog, name) for name in ("codes_IL", "features", "trained_I", "frequency_I")},
         "popularity": run.scorer.popularity_I,
         "trie": {"item_order": trie.item_order} | {f"{part}_{level}": x for part, level, x in levels},
     }

@@ -15,8 +15,11 @@ from hisam_jax.errors import UserError
 from hisam_jax.evaluation.baselines import popularity
 from hisam_jax.evaluation.targets import Events, load_events
 from hisam_jax.inference.histories import SHORTEST
+from hisam_jax.inference.plain_scorer import PlainScorer
 from hisam_jax.inference.scorer import Scorer
 from hisam_jax.inference.scoring import HistoryReader
+from hisam_jax.models.hmat import HMAT
+from hisam_jax.models.registry import HEADS
 from hisam_jax.remote import local
 from hisam_jax.training.assembly import Assembly, assemble
 from hisam_jax.training.checkpoints import load_params
@@ -25,7 +28,8 @@ from hisam_jax.training.checkpoints import load_params
 def make_scorer(assembly: Assembly, params: Any, popularity_I: np.ndarray, shortest: int = SHORTEST) -> Scorer:
     """A scorer of these parameters over the assembly's catalogue; `shortest` as `Scorer` has it."""
     window, rows = assembly.configs.data.window, assembly.configs.evaluation.rows
-    return Scorer(assembly.model, params, assembly.catalog, assembly.trie, popularity_I, window, rows, shortest)
+    kind = Scorer if isinstance(assembly.model, HMAT) else PlainScorer
+    return kind(assembly.model, params, assembly.catalog, assembly.trie, popularity_I, window, rows, shortest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +46,18 @@ class Run:
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads that were trained."""
-        return tuple(
-            name for name in ("ranking", "generation", "retrieval") if getattr(self.assembly.configs.model, name)
-        )
+        return tuple(name for name in HEADS if getattr(self.assembly.configs.model, name))
+
+    def check_served(self) -> None:
+        """Refuses a baseline, which only `evaluate` and `recommend` know.
+
+        Raises:
+            UserError: the run is no HMAT.
+        """
+        name = self.assembly.configs.architecture
+        if name != "hmat":
+            what = f"architecture {name!r} is a baseline, for `hisam evaluate` and `hisam recommend`"
+            raise UserError(what, path=self.workdir, field="architecture", expected="'hmat'")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -20,12 +20,14 @@ class Catalog:
         features: modality -> float32 `[I, F]`, standardised over training items, zero where absent.
         trained_I: bool, items with at least one training interaction.
         frequency_I: float32, each item's share of all training interactions.
+        extras: what a tokenizer left beside its codes, by name, a row an item; QARM's ranker reads it.
     """
 
     codes_IL: jax.Array
     features: Mapping[str, jax.Array]
     trained_I: jax.Array
     frequency_I: jax.Array
+    extras: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
 
     @property
     def items(self) -> int:
@@ -38,16 +40,18 @@ def make_catalog(
     present: Mapping[str, np.ndarray],
     trained_I: np.ndarray,
     interactions_I: np.ndarray | None = None,
+    extras: Mapping[str, np.ndarray] | None = None,
 ) -> Catalog:
     """Standardises features by their mean and overall scale over training items that have them.
 
-    `interactions_I` counts training interactions; None takes all trained items to be as frequent.
+    `interactions_I` counts training interactions; None takes all trained items to be as frequent. `extras` are kept as
+    they are.
     """
     scales = feature_scales(features, present, trained_I)
     ready = {name: standardised(features[name], present[name], scale) for name, scale in scales.items()}
     counts_I = np.asarray(trained_I if interactions_I is None else interactions_I, np.float64)
     frequency_I = (counts_I / max(counts_I.sum(), 1.0)).astype(np.float32)
-    return Catalog(np.asarray(codes_IL, np.int32), ready, np.asarray(trained_I, bool), frequency_I)
+    return Catalog(np.asarray(codes_IL, np.int32), ready, np.asarray(trained_I, bool), frequency_I, dict(extras or {}))
 
 
 def feature_scales(

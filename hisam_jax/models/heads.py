@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +145,9 @@ def make_frozen(catalog: Catalog, full_codes_IL: np.ndarray) -> Frozen:
     return Frozen(catalog, np.pad(codes_IL, ((0, catalog.items - len(codes_IL)), (0, 0))))
 
 
-def make_objective(model: HMAT, catalog: Catalog | None, full_codes_IL: jax.Array | None) -> tuple[Callable, Callable]:
+def make_objective(
+    model: nn.Module, catalog: Catalog | None, full_codes_IL: jax.Array | None
+) -> tuple[Callable, Callable]:
     """`(loss_fn(params, batch, key, frozen), init_fn(key, batch, frozen))` over plain dicts of parameters.
 
     `frozen` may be left out where everything is on one device: it is then made of the arguments, which may be None
@@ -167,7 +170,7 @@ def make_objective(model: HMAT, catalog: Catalog | None, full_codes_IL: jax.Arra
             frozen.catalog,
             deterministic=False,
             rngs={"dropout": key},
-            method=losses,
+            method=losses if isinstance(model, HMAT) else "losses",
         )
         weights = {name: getattr(model.config, name) for name in parts}
         total = sum(weights[name] * part for name, part in parts.items())

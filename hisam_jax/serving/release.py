@@ -36,6 +36,7 @@ class Release:
     """
 
     def __init__(self, run: Run, limits: Limits, config: EngineConfig | None = None):
+        run.check_served()
         assembly, names = run.assembly, Names.of(run.assembly.dataset)
         ids = local(run.info["ids"], "ids")
         tokenizer = registry.load_tokenizer(ids) if (ids / "tokenizer.json").is_file() else None

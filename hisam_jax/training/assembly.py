@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 
 from hisam_jax.config import build, check_least
 from hisam_jax.data.dataset import Dataset
@@ -17,8 +19,8 @@ from hisam_jax.data.pipeline import PipelineConfig
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_of
 from hisam_jax.models.catalog import Catalog, make_catalog
-from hisam_jax.models.config import HMATConfig
-from hisam_jax.models.hmat import HMAT
+from hisam_jax.models.registry import architecture, name_of
+from hisam_jax.remote import local
 from hisam_jax.sharding import AXES, MeshConfig, make_mesh
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.tokenizer.trie import Trie, build_trie
@@ -27,7 +29,7 @@ from hisam_jax.training.config import TrainingConfig
 
 FOR_COMPILING = ("catalogue", "targets")  # sections that `hisam compile` reads: data and devices that are not here
 ALL_DATA = MeshConfig()
-SECTIONS = ("seed", "model", "data", "training", "evaluation", "mesh")
+SECTIONS = ("seed", "architecture", "model", "data", "training", "evaluation", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,12 @@ class Configs:
     """A config file's sections as frozen records."""
 
     seed: int
-    model: HMATConfig
+    model: Any
     data: PipelineConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
     mesh: MeshConfig = ALL_DATA
+    architecture: str = "hmat"
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Configs:
@@ -69,24 +72,25 @@ class Configs:
         unknown = [name for name in config if name not in (*SECTIONS, *FOR_COMPILING)]
         if unknown:
             raise UserError("unknown config field", field=unknown[0], expected=" or ".join(SECTIONS))
-        seed = int(config.get("seed", 0))
+        seed, name = int(config.get("seed", 0)), config.get("architecture", "hmat")
 
         def section(name: str, **more) -> dict[str, Any]:
             return {**dict(config.get(name, {})), **more}
 
         return cls(
             seed,
-            build(HMATConfig, section("model"), "model"),
+            build(architecture(name).config, section("model"), "model"),
             build(PipelineConfig, section("data", seed=seed), "data"),
             build(TrainingConfig, section("training", seed=seed), "training"),
             build(EvaluationConfig, section("evaluation"), "evaluation"),
             build(MeshConfig, section("mesh"), "mesh"),
+            name,
         )
 
 
 def run_config(
     seed: int,
-    model: HMATConfig,
+    model: Any,
     data: PipelineConfig,
     training: TrainingConfig,
     evaluation: EvaluationConfig,
@@ -97,7 +101,7 @@ def run_config(
     config = {name: dataclasses.asdict(section) for name, section in sections.items()}
     for name in ("data", "training"):
         del config[name]["seed"]
-    return ml_collections.ConfigDict({"seed": seed, **config})
+    return ml_collections.ConfigDict({"seed": seed, "architecture": name_of(model), **config})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Assembly:
     dataset: Dataset
     table: SemanticIDTable
     catalog: Catalog
-    model: HMAT
+    model: nn.Module
 
     def mesh(self) -> jax.sharding.Mesh | None:
         """The mesh over all devices that the config asks for; None where there is one device.
@@ -121,7 +125,8 @@ class Assembly:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share to be continued or read: model, data and IDs."""
-        return {
+        named = {} if self.configs.architecture == "hmat" else {"architecture": self.configs.architecture}
+        return named | {
             "model": {
                 name: value
                 for name, value in dataclasses.asdict(self.configs.model).items()
@@ -150,13 +155,14 @@ def check_split(configs: Configs, sizes: Mapping[str, int]) -> None:
         UserError: names the axis and the field.
     """
     model, data = configs.model, configs.data
+    heads, mlp, anchors = (getattr(model, name, 1) for name in ("kv_heads", "mlp", "anchors"))
     rows = sizes["data"] * sizes["fsdp"] * configs.training.accumulate
     for axes, devices, field, size in (
         ("data, fsdp (times accumulate)", rows, "data.rows", data.rows),
-        ("tensor", sizes["tensor"], "model.kv_heads", model.kv_heads),
-        ("tensor", sizes["tensor"], "model.mlp", model.mlp),
+        ("tensor", sizes["tensor"], "model.kv_heads", heads),
+        ("tensor", sizes["tensor"], "model.mlp", mlp),
         ("context", sizes["context"], "data.items_per_row", data.items_per_row),
-        ("context", sizes["context"], "model.anchors", sizes["context"] if model.anchors else 1),
+        ("context", sizes["context"], "model.anchors", sizes["context"] if anchors else 1),
     ):
         if size % devices:
             raise UserError(
@@ -182,7 +188,21 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
             expected="0 for a dataset without ratings, which has no negatives to rank below positives",
         )
     interactions_I = data.items["train_count"].to_numpy()
-    catalog = make_catalog(table.codes_IL, data.features, data.present, data.train_items, interactions_I)
+    extras = _extras(ids, architecture(configs.architecture).extras, len(table.item_ids))
+    catalog = make_catalog(table.codes_IL, data.features, data.present, data.train_items, interactions_I, extras)
     vocab = tuple(level.size + 1 for level in table.levels)
-    model = HMAT(configs.model, vocab, table.digit_size, data.num_items)
+    model = architecture(configs.architecture).module(configs.model, vocab, table.digit_size, data.num_items)
     return Assembly(configs, data, table, catalog, model)
+
+
+def _extras(ids: str | os.PathLike, names: Sequence[str], items: int) -> dict[str, np.ndarray]:
+    """Arrays with a row an item that a tokenizer left beside its codes."""
+    found = {}
+    for name in names:
+        file = local(ids, "ids") / f"{name}.npy"
+        if not file.is_file():
+            raise UserError("no such file", path=file, field="--ids", expected="IDs of configs/tokenizer/qarm.py")
+        found[name] = np.load(file)
+        if len(found[name]) != items:
+            raise UserError(f"{len(found[name])} rows", path=file, expected=f"{items}, one an item")
+    return found

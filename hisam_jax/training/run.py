@@ -35,6 +35,7 @@ from hisam_jax.files import atomic_write
 from hisam_jax.inference import scoring
 from hisam_jax.inference.run import make_scorer
 from hisam_jax.models.heads import make_frozen, make_objective, with_totals
+from hisam_jax.models.registry import architecture
 from hisam_jax.paths import as_given, output_path
 from hisam_jax.scaling.flops import Vocabulary, train_flops
 from hisam_jax.training import loop
@@ -99,7 +100,7 @@ def train(
         totals=with_totals,
         cost=_cost(assembly),
     )
-    record = paths | _description(assembly) | _outcome(state, folder, time.monotonic() - start)
+    record = paths | _description(assembly) | _outcome(assembly, state, folder, time.monotonic() - start)
     if is_main():
         atomic_write(folder / "run.json", json.dumps(record, indent=2) + "\n")
     return record
@@ -158,6 +159,9 @@ def _check_monitor(assembly: Assembly, rated: RankingTargets, targets: Retrieval
 
 def _cost(assembly: Assembly) -> Cost:
     config, table = assembly.configs.model, assembly.table
+    forward = architecture(assembly.configs.architecture).forward_flops
+    if forward is not None:
+        return Cost(1, lambda lengths: 3 * forward(config, assembly.catalog.items, lengths))
     features = {name: values.shape[-1] for name, values in assembly.catalog.features.items()}
     sizes = [level.size for level in table.levels]
     vocabulary = Vocabulary(assembly.catalog.items, sizes, table.digit_size, features)
@@ -207,13 +211,16 @@ def _description(assembly: Assembly) -> dict[str, Any]:
     }
 
 
-def _outcome(state: loop.TrainState, folder: Path, seconds: float) -> dict[str, Any]:
+def _outcome(assembly: Assembly, state: loop.TrainState, folder: Path, seconds: float) -> dict[str, Any]:
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in state.params.items()}
     lines = read_metrics(folder / "metrics.jsonl")
     paces = [line["items_per_second"] for line in lines if line.get("items_per_second")]
+    events_U, window = assembly.dataset.users["train_events"].to_numpy(), assembly.configs.data.window
+    lengths = np.concatenate([np.full((events_U // window).sum(), window), events_U % window])
     return {
         "steps": int(state.step),
         "parameters": {"total": sum(sizes.values()), "tables": sizes.get("item_encoder", 0)},
+        "train_flops_per_item": _cost(assembly).flops(lengths[lengths > 0]) / max(int(lengths.sum()), 1),
         "seconds": lines[-1]["seconds"] if lines else seconds,
         "items_per_second": float(np.median(paces)) if paces else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
