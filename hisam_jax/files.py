@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,18 @@ def sha256_of(*parts: str | bytes | np.ndarray) -> str:
         digest.update(f"{head}:{len(data)}:".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as the content of a compressed .npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name can be that of a file or folder anywhere: letters, digits, dots, dashes, underscores."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) is not None
 
 
 def _make_folder(path: Path) -> None:

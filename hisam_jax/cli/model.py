@@ -80,12 +80,15 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("validation", "test"), default="test", help="which held-out events are scored"
     )
+    parser.add_argument(
+        "--baselines", action=argparse.BooleanOptionalAction, default=True, help="score the simple ones too"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> Any:
     from hisam_jax.evaluation.run import evaluate
 
-    return evaluate(arguments.workdir, arguments.split)
+    return evaluate(arguments.workdir, arguments.split, arguments.baselines)
 
 
 VERBS = {

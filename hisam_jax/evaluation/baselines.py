@@ -14,6 +14,7 @@ from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.item_knn import ItemKNNConfig, item_knn_scorer, tune_item_knn
 from hisam_jax.evaluation.targets import Events, RankingTargets, RetrievalTargets, retrieval_targets
 
+BASELINES = ("popularity", "item_knn", "item_mean", "item_mean_user_bias", "item_mean_recent_user_bias")
 ITEM_SMOOTHING = 5.0  # pseudo-events at the global mean
 USER_SMOOTHING = 5.0  # pseudo-events at no bias
 RECENT = 0.95  # decay of the recent user bias [ours]: on MovieLens it lifts pooled AUC and costs GAUC

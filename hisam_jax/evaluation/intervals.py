@@ -77,7 +77,7 @@ def auc(
         areas = [ranking.weighted_auc(order, weights) for order in orders]
         return areas[0] if other is None else areas[0] - areas[1]
 
-    return _resampled(statistic, len(user_U), bootstrap)
+    return resampled(statistic, len(user_U), bootstrap)
 
 
 def gauc(
@@ -98,7 +98,8 @@ def log_loss(
     return means({"log_loss": losses}, users, bootstrap)["log_loss"]
 
 
-def _resampled(statistic: Callable[[np.ndarray], float], users: int, bootstrap: Bootstrap) -> Interval | None:
+def resampled(statistic: Callable[[np.ndarray], float], users: int, bootstrap: Bootstrap) -> Interval | None:
+    """Interval of a statistic of how often each user is drawn [U]; nan where it is undefined."""
     value = statistic(np.ones(users)) if users else np.nan
     if np.isnan(value):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
@@ -15,17 +14,19 @@ from hisam_jax.errors import UserError
 from hisam_jax.evaluation import baselines, cold_start, summary
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.targets import RankingTargets, RetrievalTargets, ranking_targets, retrieval_targets
+from hisam_jax.files import npz_bytes
 from hisam_jax.inference import scoring
 from hisam_jax.inference.recommend import recommend_items
 from hisam_jax.inference.run import Run, load_run
 from hisam_jax.remote import write_results
 
 
-def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
+def evaluate(workdir: str | os.PathLike, split: str = "test", baselines_too: bool = True) -> dict[str, Any]:
     """Scores a run's best checkpoint on the held-out events of a split.
 
     Leaves `RUN/evaluation.json`, `RUN/samples.json` and `RUN/predictions.npz` (per-target ranks and logits, for paired
-    comparisons), also where RUN is a URL. Another split than `test` has its name in these files' names.
+    comparisons), also where RUN is a URL. Another split than `test` has its name in these files' names. The baselines
+    may be left out: a comparison has them from elsewhere.
 
     Raises:
         UserError: no run, or nothing to score in the split.
@@ -37,8 +38,9 @@ def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
         raise UserError(f"no held-out events in split {split!r}", path=run.assembly.dataset.path, expected="targets")
     bootstrap = Bootstrap(resamples=configs.evaluation.resamples, seed=configs.seed)
     result, arrays = _model_tables(run, targets, rated, bootstrap)
-    given = baselines.score_baselines(events, rated, targets, configs.seed)
-    result["baselines"] = baselines.baseline_tables(given, rated, targets, bootstrap)
+    if baselines_too:
+        given = baselines.score_baselines(events, rated, targets, configs.seed)
+        result["baselines"] = baselines.baseline_tables(given, rated, targets, bootstrap)
     result |= {
         "split": split,
         "users": len(np.union1d(targets.user_T, rated.user_E)),
@@ -53,7 +55,7 @@ def evaluate(workdir: str | os.PathLike, split: str = "test") -> dict[str, Any]:
     suffix = "" if split == "test" else f".{split}"
     files = {
         f"samples{suffix}.json": json.dumps(_samples(run, targets), indent=1),
-        f"predictions{suffix}.npz": _packed(arrays),
+        f"predictions{suffix}.npz": npz_bytes(arrays),
         f"evaluation{suffix}.json": json.dumps(result, indent=2) + "\n",
     }
     write_results(run.workdir, files)
@@ -104,9 +106,3 @@ def _samples(run: Run, targets: RetrievalTargets, shown: int = 12, k: int = 10) 
             }
         )
     return out
-
-
-def _packed(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""`hisam compare`: every tokenizer, model and switch on the same data, splits and seeds."""

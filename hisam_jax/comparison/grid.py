@@ -1,0 +1,208 @@
+"""What a comparison's config file asks for: datasets, tokenizers, rows and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hisam_jax.config import build
+from hisam_jax.errors import UserError
+from hisam_jax.evaluation.baselines import BASELINES
+from hisam_jax.files import is_plain_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A dataset of the grid.
+
+    Attributes:
+        prepare: arguments of `hisam prepare` but `--out`, `{data}` standing for the folder of raw data, such as
+            `{"source": "sequences", "raw": "{data}/amazon-beauty-2014"}`; a field of two words has an underscore.
+        title: for the tables.
+        metrics: that lead the tables, such as `retrieval/recall@10`; the first one is drawn.
+    """
+
+    prepare: Mapping = dataclasses.field(default_factory=dict)
+    title: str = ""
+    metrics: tuple = ("retrieval/recall@10", "retrieval/ndcg@10")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer of the grid: a config file and overrides of its fields."""
+
+    config: str
+    overrides: Mapping = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the tables: a model with its IDs.
+
+    Attributes:
+        config: file of `hisam train`; may be one a dataset, by its name.
+        tokenizer: one of the grid's.
+        overrides: of the config's fields, nested as they are there, such as `{"model": {"anchors": False}}`.
+        against: the row that its paired difference is taken from; empty: the grid's reference.
+        group: heading of the rows that belong together.
+        datasets: names of those that it is for; empty: all.
+        seeds: of its runs; empty: the grid's.
+        note: what the row is there to show.
+    """
+
+    config: str | Mapping
+    tokenizer: str
+    overrides: Mapping = dataclasses.field(default_factory=dict)
+    against: str = ""
+    group: str = ""
+    datasets: tuple = ()
+    seeds: tuple = ()
+    note: str = ""
+
+    def config_of(self, dataset: str) -> str:
+        """The config file for a dataset."""
+        return self.config if isinstance(self.config, str) else self.config[dataset]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run: a row of the grid on a dataset with a seed."""
+
+    dataset: str
+    row: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Below the comparison's folder."""
+        return Path("cells") / self.dataset / self.row / f"seed-{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The whole comparison.
+
+    Attributes:
+        title: of the page.
+        datasets, tokenizers, rows: by name; a config file gives rows as a list, each with its `name`, for their order.
+        seeds: of every row that names none.
+        reference: the row that others are compared with.
+        resamples: of the bootstrap over users.
+    """
+
+    title: str
+    datasets: Mapping[str, Data]
+    tokenizers: Mapping[str, Tokenizer]
+    rows: Mapping[str, Row]
+    seeds: tuple
+    reference: str
+    resamples: int = 1000
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Grid:
+        """A grid from the sections of a config file.
+
+        Raises:
+            UserError: an unknown or missing field, a row of an unknown tokenizer, dataset or rival, a name that is no
+                name of a folder.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in config:
+            if name not in known:
+                raise UserError("unknown config field", field=name, expected=" or ".join(known))
+        for name in known[:-1]:
+            if name not in config:
+                raise UserError("missing config field", field=name, expected=f"a config with {', '.join(known)}")
+        parts = {
+            name: {key: build(kind, value, f"{name}.{key}") for key, value in given.items()}
+            for name, kind, given in (
+                ("datasets", Data, config["datasets"]),
+                ("tokenizers", Tokenizer, config["tokenizers"]),
+                ("rows", Row, _named(config["rows"])),
+            )
+        }
+        grid = cls(
+            config["title"], **parts, seeds=tuple(config["seeds"]), reference=config["reference"],
+            resamples=config.get("resamples", 1000),
+        )  # fmt: skip
+        grid._check()
+        return grid
+
+    def cells(self) -> Iterator[Cell]:
+        """Every run, the first seed of all rows before the second of any."""
+        seeds = {name: row.seeds or self.seeds for name, row in self.rows.items()}
+        for turn in range(max(map(len, seeds.values()), default=0)):
+            for dataset in self.datasets:
+                for name in self.rows_of(dataset):
+                    if turn < len(seeds[name]):
+                        yield Cell(dataset, name, int(seeds[name][turn]))
+
+    def rows_of(self, dataset: str) -> list[str]:
+        """Names of the rows that are for a dataset."""
+        return [name for name, row in self.rows.items() if not row.datasets or dataset in row.datasets]
+
+    def rival_of(self, row: str) -> str | None:
+        """The row that a row is compared with; None for the reference itself."""
+        rival = self.rows[row].against or self.reference
+        return None if rival == row else rival
+
+    def _check(self) -> None:
+        for section, names in (("datasets", self.datasets), ("tokenizers", self.tokenizers), ("rows", self.rows)):
+            if not names:
+                raise UserError("nothing", field=section, expected="at least one")
+            for name in names:
+                if not is_plain_name(name):
+                    raise UserError(f"name {name!r}", field=section, expected="letters, digits, dots, dashes, _")
+        if not self.seeds or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in self.seeds):
+            raise UserError(f"value {self.seeds!r}", field="seeds", expected=f"whole numbers from 0 to {2**32 - 1}")
+        rivals = {*self.rows, *BASELINES}
+        for name, row in self.rows.items():
+            if name in BASELINES:
+                raise UserError(f"name {name!r}", field="rows", expected="another: every table has that baseline")
+            self._check_name(f"rows.{name}.tokenizer", row.tokenizer, self.tokenizers)
+            for dataset in row.datasets:
+                self._check_name(f"rows.{name}.datasets", dataset, self.datasets)
+            if row.against:
+                self._check_name(f"rows.{name}.against", row.against, rivals)
+            for dataset in self.datasets if not isinstance(row.config, str) else ():
+                if dataset in (row.datasets or self.datasets):
+                    self._check_name(f"rows.{name}.config", dataset, row.config)
+        self._check_name("reference", self.reference, rivals)
+
+    @staticmethod
+    def _check_name(field: str, name: str, known) -> None:
+        if name not in known:
+            raise UserError(f"value {name!r}", field=field, expected=" or ".join(sorted(known)))
+
+
+def _named(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for place, row in enumerate(rows):
+        values = dict(row)
+        name = values.pop("name", None)
+        if name is None or name in found:
+            problem = "no name" if name is None else f"name {name!r} again"
+            raise UserError(problem, field=f"rows[{place}].name", expected="a name of its own")
+        found[name] = values
+    return found
+
+
+def flat(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested overrides by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in overrides.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def beside(path: str | os.PathLike, config_file: str | os.PathLike) -> Path:
+    """A config file named in another: as it is from here, else from the folder that holds `configs` beside it."""
+    if Path(path).is_file():
+        return Path(path)
+    for folder in Path(config_file).resolve().parents:
+        if (folder / path).is_file():
+            return folder / path
+    raise UserError("no such config file", path=path, expected=f"a file from here, or beside {config_file}")

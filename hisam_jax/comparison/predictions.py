@@ -1,0 +1,102 @@
+"""Per-target ranks and logits of a comparison's rows: what runs and baselines leave, read into one form."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hisam_jax.data.dataset import Dataset
+from hisam_jax.errors import UserError
+from hisam_jax.evaluation.baselines import score_baselines
+from hisam_jax.evaluation.cold_start import groups
+from hisam_jax.evaluation.retrieval import Ranks
+from hisam_jax.evaluation.targets import load_events, ranking_targets, retrieval_targets
+from hisam_jax.files import npz_bytes
+from hisam_jax.remote import write_results
+
+LISTS = ("hybrid", "retrieval", "generation")
+GROUPS = ("cold_user", "warm_user", "zero_item", "cold_item", "warm_item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What is scored on a dataset, the same for every row.
+
+    Attributes:
+        user_T, item_T: the retrieval targets.
+        rated_E, label_E: users and labels of the rated events.
+        of_T, of_E: group -> mask, those of `GROUPS`.
+    """
+
+    user_T: np.ndarray
+    item_T: np.ndarray
+    rated_E: np.ndarray
+    label_E: np.ndarray
+    of_T: Mapping[str, np.ndarray]
+    of_E: Mapping[str, np.ndarray]
+
+    def check(self, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+        """Refuses predictions for other targets.
+
+        Raises:
+            UserError: these are not this frame's.
+        """
+        for name, mine in (("user", self.user_T), ("item", self.item_T), ("label", self.label_E)):
+            if not np.array_equal(arrays[name], mine):
+                raise UserError("scores of other targets", path=path, field=name, hint="remove the cell's folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What one run gave: list -> ranks of the targets; logits of the rated events, None where it does not rank."""
+
+    ranks: Mapping[str, Ranks]
+    logits_E: np.ndarray | None = None
+
+
+def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0) -> None:
+    """Writes `targets.npz` and `baselines.npz` of a dataset into a folder: what is scored, and the simple scores."""
+    events = load_events(Dataset.load(dataset))
+    targets, rated = retrieval_targets(events, "test"), ranking_targets(events, "test")
+    frame = {"user": targets.user_T, "item": targets.item_T, "rated": rated.user_E, "label": rated.label_E}
+    frame |= {f"T/{name}": mask for name, mask in groups(targets.cold).items()}
+    frame |= {f"E/{name}": mask for name, mask in groups(rated.cold).items()}
+    found = score_baselines(events, rated, targets, seed)
+    simple = {f"{name}/masked": ranks.masked_T for name, ranks in found.ranks.items()}
+    simple |= {f"{name}/unmasked": ranks.unmasked_T for name, ranks in found.ranks.items()}
+    simple |= {f"{name}/logits": values for name, values in found.scores.items()}
+    write_results(out, {"baselines.npz": npz_bytes(simple), "targets.npz": npz_bytes(frame)})
+
+
+def load_frame(folder: Path) -> tuple[Frame, dict[str, Scores]]:
+    """`(frame, baseline -> scores)` of the folder that `save_frame` wrote."""
+    with np.load(folder / "targets.npz") as file:
+        of = [{name: file[f"{kind}/{name}"] for name in GROUPS} for kind in "TE"]
+        frame = Frame(file["user"], file["item"], file["rated"], file["label"], *of)
+    with np.load(folder / "baselines.npz") as file:
+        names = dict.fromkeys(name.split("/")[0] for name in file.files)
+        return frame, {name: _baseline(file, name) for name in names}
+
+
+def _baseline(file: Mapping[str, np.ndarray], name: str) -> Scores:
+    ranks = {}
+    if f"{name}/masked" in file:
+        ranks["retrieval"] = Ranks(file[f"{name}/masked"], file[f"{name}/unmasked"])
+    return Scores(ranks, file[f"{name}/logits"] if f"{name}/logits" in file else None)
+
+
+def load_scores(folder: Path, frame: Frame) -> Scores:
+    """What `hisam evaluate` left in a run's folder.
+
+    Raises:
+        UserError: of other targets than the frame's.
+    """
+    with np.load(folder / "predictions.npz") as file:
+        frame.check(file, folder / "predictions.npz")
+        lists = [name for name in LISTS if f"{name}_masked" in file]
+        ranks = {name: Ranks(file[f"{name}_masked"], file[f"{name}_unmasked"]) for name in lists}
+        return Scores(ranks, file["ranking_logits"] if "ranking_logits" in file else None)

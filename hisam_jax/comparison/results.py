@@ -1,0 +1,126 @@
+"""A grid's finished cells as one record: metrics with intervals, paired differences, cold and warm, cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hisam_jax.comparison import statistics
+from hisam_jax.comparison.execution import Workshop
+from hisam_jax.comparison.grid import Cell, Grid
+from hisam_jax.comparison.plots import forest
+from hisam_jax.comparison.predictions import GROUPS, Frame, Scores, load_frame, load_scores
+from hisam_jax.comparison.tables import markdown
+from hisam_jax.data.dataset import read_manifest
+from hisam_jax.evaluation.intervals import Bootstrap
+from hisam_jax.files import atomic_write
+from hisam_jax.remote import local
+from hisam_jax.training.checkpoints import describe, saved_steps
+
+
+def collect(shop: Workshop) -> dict[str, Any]:
+    """Everything that is known by now; a row is there with its first finished seed."""
+    datasets = {}
+    for name in shop.grid.datasets:
+        if (shop.out / "frames" / name / "targets.npz").is_file():
+            datasets[name] = _of_dataset(shop, name)
+    return {"title": shop.grid.title, "reference": shop.grid.reference, "datasets": datasets}
+
+
+def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None:
+    """Writes `comparison.json`, `comparison.md` and a plot a dataset."""
+    atomic_write(shop.out / "comparison.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(shop.out / "comparison.md", markdown(result))
+    for name, table in result["datasets"].items() if plots else ():
+        (shop.out / "plots").mkdir(exist_ok=True)
+        atomic_write(shop.out / "plots" / f"{name}.svg", forest(table))
+
+
+def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
+    grid, bootstrap = shop.grid, Bootstrap(resamples=shop.grid.resamples)
+    frame, simple = load_frame(shop.frame(dataset))
+    cells = _finished(shop, dataset)
+    scores = {row: [load_scores(shop.out / cell.folder / "run", frame) for cell in of] for row, of in cells.items()}
+    known = {name: [one] for name, one in simple.items()} | scores
+    manifest = read_manifest(local(shop.dataset(dataset), "dataset"))
+    rows = {}
+    for row in known:
+        rival = grid.rival_of(row) if row in grid.rows else grid.reference
+        theirs = known.get(rival) if rival != row else None
+        rows[row] = _row(known[row], theirs, rival, frame, bootstrap)
+        if row in cells:
+            rows[row] |= _run(shop, cells[row]) | {"group": grid.rows[row].group, "note": grid.rows[row].note}
+    data = grid.datasets[dataset]
+    return {
+        "title": data.title or dataset,
+        "lead": [metric for metric in data.metrics],
+        "users": int(len(np.union1d(frame.user_T, frame.rated_E))),
+        "items": manifest["items"],
+        "split_checksum": manifest["split"]["checksum"],
+        "protocol": manifest["split"]["protocol"],
+        "tie_break": manifest.get("tie_break"),
+        "sizes": {name: int(mask.sum()) for name, mask in frame.of_T.items()},
+        "rows": rows,
+        "failed": _failed(shop, dataset),
+    }
+
+
+def _finished(shop: Workshop, dataset: str) -> dict[str, list[Cell]]:
+    cells = [cell for cell in shop.grid.cells() if cell.dataset == dataset and shop.done(cell)]
+    return {row: of for row in shop.grid.rows_of(dataset) if (of := [cell for cell in cells if cell.row == row])}
+
+
+def _row(
+    ours: Sequence[Scores], theirs: Sequence[Scores] | None, rival: str | None, frame: Frame, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "metrics": statistics.metrics(ours, frame, bootstrap),
+        "groups": {group: statistics.metrics(ours, frame, bootstrap, group) for group in GROUPS},
+    }
+    if theirs is not None:
+        tables = {group: statistics.differences(ours, theirs, frame, bootstrap, group) for group in (None, *GROUPS)}
+        found["against"] = {"row": rival, "metrics": tables.pop(None), "groups": tables}
+    return found
+
+
+def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What the row's runs took, means over its seeds."""
+    folders = [shop.out / cell.folder / "run" for cell in cells]
+    records = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    return {
+        "seeds": [cell.seed for cell in cells],
+        "parameters": records[0]["parameters"],
+        "train_flops_per_item": records[0].get("train_flops_per_item"),
+        "items_per_second": _mean(records, "items_per_second"),
+        "peak_memory_bytes": _mean(records, "peak_memory_bytes"),
+        "minutes": _mean(records, "seconds") / 60,
+        "steps": [record["steps"] for record in records],
+        "best_step": [_best_step(folder) for folder in folders],
+        "tokenizer": records[0]["tokenizer"],
+        "device": sorted({record["device"] for record in records}),
+        "versions": records[0]["versions"],
+    }
+
+
+def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float:
+    return float(np.mean([record[name] or np.nan for record in records]))
+
+
+def _best_step(folder: Path) -> int | None:
+    """The step whose parameters were evaluated."""
+    steps = saved_steps(folder / "checkpoints")
+    best = describe(folder / "checkpoints", steps[-1]).memory.get("best_step") if steps else None
+    return best if best in steps else (steps[-1] if steps else None)
+
+
+def _failed(shop: Workshop, dataset: str) -> dict[str, str]:
+    found = {}
+    for cell in Grid.cells(shop.grid):
+        record = shop.out / cell.folder / "failed.json"
+        if cell.dataset == dataset and record.is_file() and not shop.done(cell):
+            found[f"{cell.row}, seed {cell.seed}"] = json.loads(record.read_text())["said"]
+    return found

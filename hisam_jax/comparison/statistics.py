@@ -1,0 +1,132 @@
+"""Metrics of a row over its seeds, and paired differences between rows: bootstrap over users, seeds averaged first.
+
+A user's value is the mean over a row's seeds, so that an interval says how far another draw of users would move the
+row's mean; how far another seed moves it is said beside, as the spread of the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hisam_jax.comparison.predictions import Frame, Scores
+from hisam_jax.evaluation import intervals, ranking, summary
+from hisam_jax.evaluation.intervals import Bootstrap, Interval
+from hisam_jax.evaluation.retrieval import Ranks
+
+Table = dict[str, Interval]
+
+
+def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: str | None = None) -> Table:
+    """`{"retrieval/recall@10": {"value", "ci95", "seeds"}, ..., "ranking/gauc": ...}` of all that every seed scored.
+
+    Args:
+        seeds: at least one.
+        frame: what was scored.
+        bootstrap: resampling of the users.
+        group: of targets and events; None: all.
+    """
+    of_T, of_E = _masks(frame, group)
+    found: Table = {}
+    for name in lists_of(seeds):
+        by_seed = [_values(scores.ranks[name], of_T) for scores in seeds]
+        means = intervals.means(_mean(by_seed), frame.user_T[of_T], bootstrap)
+        found |= {f"{name}/{metric}": value for metric, value in means.items() if value}
+        for metric in means if len(seeds) > 1 else ():
+            if means[metric]:
+                found[f"{name}/{metric}"]["seeds"] = [float(values[metric].mean()) for values in by_seed]
+    if ranks_events(seeds):
+        found |= _ranking([scores.logits_E[of_E] for scores in seeds], frame, of_E, bootstrap)
+    return found
+
+
+def differences(
+    ours: Sequence[Scores], theirs: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: str | None = None
+) -> Table:
+    """Paired `ours - theirs` of every metric that both have.
+
+    A list that theirs lacks is held against the one of theirs that leads, as a model of one head is whole with it.
+    """
+    of_T, of_E = _masks(frame, group)
+    found: Table = {}
+    their_lists = lists_of(theirs)
+    for name in lists_of(ours) if their_lists else ():
+        other = name if name in their_lists else their_lists[0]
+        sides = [scores.ranks[name] for scores in ours], [scores.ranks[other] for scores in theirs]
+        pair = [_mean([_values(ranks, of_T) for ranks in side]) for side in sides]
+        table = intervals.difference_of_means(*pair, frame.user_T[of_T], bootstrap)
+        found |= {f"{name}/{metric}": value for metric, value in table.items() if value}
+    if ranks_events(ours) and ranks_events(theirs):
+        sides = [[scores.logits_E[of_E] for scores in side] for side in (ours, theirs)]
+        found |= _ranking(sides[0], frame, of_E, bootstrap, sides[1])
+    return found
+
+
+def lists_of(seeds: Sequence[Scores]) -> list[str]:
+    """The lists that every seed has, the leading one first."""
+    return [name for name in seeds[0].ranks if all(name in scores.ranks for scores in seeds)]
+
+
+def ranks_events(seeds: Sequence[Scores]) -> bool:
+    """Whether every seed scored the rated events."""
+    return all(scores.logits_E is not None for scores in seeds)
+
+
+def significant(difference: Interval) -> bool:
+    """Whether the paired interval excludes zero."""
+    low, high = difference["ci95"]
+    return low > 0 or high < 0
+
+
+def _masks(frame: Frame, group: str | None) -> tuple[np.ndarray, np.ndarray]:
+    if group is None:
+        return np.ones(len(frame.user_T), bool), np.ones(len(frame.rated_E), bool)
+    return frame.of_T[group], frame.of_E[group]
+
+
+def _values(ranks: Ranks, of_T: np.ndarray) -> dict[str, np.ndarray]:
+    return summary.retrieval_values(Ranks(ranks.masked_T[of_T], ranks.unmasked_T[of_T]))
+
+
+def _mean(by_seed: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.mean([values[name] for values in by_seed], axis=0) for name in by_seed[0]}
+
+
+def _ranking(
+    ours: Sequence[np.ndarray], frame: Frame, of_E: np.ndarray, bootstrap: Bootstrap, theirs: Sequence[np.ndarray] = ()
+) -> Table:
+    labels, users = frame.label_E[of_E], frame.rated_E[of_E]
+    if not len(labels) or labels.all() or not labels.any():
+        return {}
+    kinds: dict[str, Callable] = {"gauc": _gauc, "auc": _auc}
+    found = {f"ranking/{name}": of(labels, users, ours, theirs, bootstrap) for name, of in kinds.items()}
+    return {name: value for name, value in found.items() if value}
+
+
+def _gauc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:
+    """Impression-weighted AUC within users."""
+    by_seed = [ranking.auc_by_user(labels, scores, users) for scores in ours]
+    weight_V = by_seed[0].impressions_V
+    area_V = np.mean([found.auc_V for found in by_seed], axis=0)
+    if len(theirs):
+        area_V = area_V - np.mean([ranking.auc_by_user(labels, scores, users).auc_V for scores in theirs], axis=0)
+    result = intervals.ratios({"gauc": area_V * weight_V}, weight_V, bootstrap)["gauc"]
+    if result and len(ours) > 1 and not len(theirs):
+        result["seeds"] = [float(np.average(found.auc_V, weights=weight_V)) for found in by_seed]
+    return result
+
+
+def _auc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:
+    """Pooled AUC, each seed's weighed anew in every resample of the users."""
+    user_U, user_E = np.unique(users, return_inverse=True)
+    orders = [[ranking.pair_order(labels, scores) for scores in side] for side in (ours, theirs)]
+
+    def statistic(counts_U: np.ndarray) -> float:
+        means = [np.mean([ranking.weighted_auc(o, counts_U[user_E]) for o in side]) if side else 0.0 for side in orders]
+        return float(means[0] - means[1])
+
+    result = intervals.resampled(statistic, len(user_U), bootstrap)
+    if result and len(ours) > 1 and not len(theirs):
+        result["seeds"] = [ranking.auc(labels, scores) for scores in ours]
+    return result

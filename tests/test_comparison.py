@@ -1,0 +1,246 @@
+"""A grid of runs: what is refused, the statistics against plain arithmetic, a kill and a failure on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pytest
+from fixtures import tiny_dataset
+
+from hisam_jax.claims import claim
+from hisam_jax.comparison import statistics, tables
+from hisam_jax.comparison.grid import Grid
+from hisam_jax.comparison.predictions import GROUPS, Frame, Scores
+from hisam_jax.errors import UserError
+from hisam_jax.evaluation import ranking
+from hisam_jax.evaluation.intervals import Bootstrap
+from hisam_jax.evaluation.retrieval import Ranks
+
+QUICK = {
+    "training": {
+        "log_every": 2,
+        "save_every": 2,
+        "evaluate_every": 0,
+        "monitor": None,
+        "optimizer": {"warmup_steps": 1},
+    },
+    "data": {"items_per_row": 16, "window": 16, "rows": 4},
+    "model": {"width": 16, "layers": 1, "mlp": 16},
+    "evaluation": {"beams": 10, "resamples": 20, "samples": 1},
+}
+SMALL = {"residual_kmeans": {"sizes": (4, 4)}}
+
+
+def listed(rows: dict) -> tuple:
+    """Rows as a config file gives them."""
+    return tuple({"name": name, **values} for name, values in rows.items())
+
+
+def grid_config(rows: dict, **more) -> ml_collections.ConfigDict:
+    """A grid over one tiny dataset."""
+    tokenizers = {"rk": {"config": "configs/tokenizer/residual_kmeans.py", "overrides": SMALL}}
+    base = {
+        "title": "Tiny",
+        "datasets": {"tiny": {"title": "A tiny shop"}},
+        "tokenizers": tokenizers,
+        "rows": listed(rows),
+    }
+    return ml_collections.ConfigDict({**base, "seeds": (0, 1), "reference": "hmat", "resamples": 50, **more})
+
+
+def row(**model) -> dict:
+    """A quick row over the shop's config, with other fields of its model."""
+    given = {**QUICK, "training": {**QUICK["training"], "steps": 4}, "model": {**QUICK["model"], **model}}
+    return {"config": "configs/shop.py", "tokenizer": "rk", "overrides": given}
+
+
+def frame_of(users: int, rng: np.random.Generator) -> Frame:
+    """Targets of `users` users, three rated events each."""
+    masks = [{name: rng.random(n) < 0.5 for name in GROUPS} for n in (users, 3 * users)]
+    labels = np.tile([True, False], 3 * users)[: 3 * users]
+    return Frame(np.arange(users), rng.integers(0, 50, users), np.repeat(np.arange(users), 3), labels, *masks)
+
+
+def scores_of(frame: Frame, rng: np.random.Generator, lists=("retrieval",)) -> Scores:
+    """Random ranks and logits."""
+    users = len(frame.user_T)
+    ranks = {name: Ranks(rng.integers(1, 30, users), rng.integers(1, 30, users)) for name in lists}
+    return Scores(ranks, rng.normal(size=3 * users))
+
+
+def test_metrics_are_means_over_users_and_seeds():
+    rng = np.random.default_rng(0)
+    frame = frame_of(40, rng)
+    seeds = [scores_of(frame, rng) for _ in range(3)]
+    found = statistics.metrics(seeds, frame, Bootstrap(100))
+    expected = [np.mean(scores.ranks["retrieval"].masked_T <= 10) for scores in seeds]
+    assert found["retrieval/recall@10"]["value"] == pytest.approx(np.mean(expected))
+    assert found["retrieval/recall@10"]["seeds"] == pytest.approx(expected)
+    by_seed = [ranking.gauc(frame.label_E, scores.logits_E, frame.rated_E) for scores in seeds]
+    assert found["ranking/gauc"]["value"] == pytest.approx(np.mean(by_seed))
+    pooled = [ranking.auc(frame.label_E, scores.logits_E) for scores in seeds]
+    assert found["ranking/auc"]["value"] == pytest.approx(np.mean(pooled))
+    group = statistics.metrics(seeds, frame, Bootstrap(100), "cold_item")
+    of = frame.of_T["cold_item"]
+    plain = np.mean([np.mean(scores.ranks["retrieval"].unmasked_T[of] <= 5) for scores in seeds])
+    assert group["retrieval/recall@5/unmasked"]["value"] == pytest.approx(plain)
+
+
+def test_differences_are_paired_and_of_the_same_sign_as_the_means():
+    rng = np.random.default_rng(1)
+    frame = frame_of(60, rng)
+    ours, theirs = (
+        [scores_of(frame, rng, lists) for _ in range(2)] for lists in (("retrieval", "generation"), ("retrieval",))
+    )
+    found = statistics.differences(ours, theirs, frame, Bootstrap(200))
+    one, other = (statistics.metrics(side, frame, Bootstrap(200)) for side in (ours, theirs))
+    for name in ("retrieval/ndcg@10", "ranking/gauc", "ranking/auc"):
+        assert found[name]["value"] == pytest.approx(one[name]["value"] - other[name]["value"])
+    assert found["generation/recall@10"]["value"] == pytest.approx(
+        one["generation/recall@10"]["value"] - other["retrieval/recall@10"]["value"]
+    )
+    nothing = statistics.differences(ours, ours, frame, Bootstrap(200))
+    assert all(value["ci95"] == [0.0, 0.0] for value in nothing.values())
+    assert not any(statistics.significant(value) for value in nothing.values())
+
+
+def test_a_planted_gain_is_significant_where_unpaired_intervals_overlap():
+    rng = np.random.default_rng(2)
+    frame = frame_of(400, rng)
+    theirs = scores_of(frame, rng)
+    ranks = theirs.ranks["retrieval"]
+    better = Ranks(np.maximum(1, ranks.masked_T - 2), ranks.unmasked_T)
+    found = statistics.differences([Scores({"retrieval": better})], [theirs], frame, Bootstrap(300))
+    one, other = (
+        statistics.metrics(side, frame, Bootstrap(300))["retrieval/recall@10"]
+        for side in ([Scores({"retrieval": better})], [theirs])
+    )
+    assert one["ci95"][0] < other["ci95"][1]
+    assert statistics.significant(found["retrieval/recall@10"])
+    assert tables.difference(found["retrieval/recall@10"]).endswith("*")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"reference": "hmatt"}, "reference"),
+        ({"rows": {"hmat": {**row(), "tokenizer": "none"}}}, "rows.hmat.tokenizer"),
+        ({"rows": {"hmat": {**row(), "datasets": ("other",)}}}, "rows.hmat.datasets"),
+        ({"rows": {"hmat": {**row(), "against": "other"}}}, "rows.hmat.against"),
+        ({"rows": {"hmat": {**row(), "colour": 1}}}, "rows.hmat.colour"),
+        ({"rows": {"popularity": row()}}, "rows"),
+        ({"rows": {"up/down": row()}}, "rows"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (-1,)}, "seeds"),
+        ({"sedes": (0,)}, "sedes"),
+    ],
+)
+def test_a_grid_that_cannot_be_names_its_field(change, field):
+    config = grid_config({"hmat": row()})
+    with config.unlocked():
+        for name, value in change.items():
+            config[name] = listed(value) if name == "rows" else value
+    with pytest.raises(UserError) as caught:
+        Grid.of(config)
+    assert caught.value.field == field
+
+
+def test_the_first_seed_of_all_rows_comes_before_the_second_of_any():
+    grid = Grid.of(grid_config({"hmat": row(), "flat": {**row(), "seeds": (5,)}}))
+    assert [(cell.row, cell.seed) for cell in grid.cells()] == [("hmat", 0), ("flat", 5), ("hmat", 1)]
+
+
+def test_a_claim_lasts_as_long_as_the_child_that_holds_it(tmp_path):
+    with claim(tmp_path / "lock") as held:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[held])
+    try:
+        with claim(tmp_path / "lock") as again:
+            assert again is None
+        child.kill()
+        child.wait()
+        with claim(tmp_path / "lock") as again:
+            assert again is not None
+    finally:
+        child.kill()
+
+
+GRID = """
+import ml_collections
+def get_config():
+    return ml_collections.ConfigDict({config!r})
+"""
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    """`hisam compare` of the grid in a folder."""
+    words = ["compare", str(folder / "grid.py"), "--out", str(folder / "out"), "--dataset", f"tiny={folder / 'tiny'}"]
+    return [sys.executable, "-m", "hisam_jax", *words, *more]
+
+
+def write_grid(folder: Path, rows: dict, **more) -> None:
+    """A dataset and a grid over it."""
+    tiny_dataset(folder / "tiny", users=30, items=40)
+    (folder / "grid.py").write_text(GRID.format(config=grid_config(rows, **more).to_dict()))
+
+
+def outcome(folder: Path) -> dict:
+    """What a comparison found, without times."""
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    for entry in result["datasets"]["tiny"]["rows"].values():
+        for name in ("items_per_second", "minutes", "peak_memory_bytes"):
+            entry.pop(name, None)
+    return result
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_to_the_same_tables(tmp_path):
+    rows = {"hmat": row(), "flat": row(anchors=False)}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        write_grid(tmp_path / name, rows)
+    done = subprocess.run(command(tmp_path / "whole", "--jobs", "2"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    killed = subprocess.Popen(command(tmp_path / "killed"), start_new_session=True, stderr=subprocess.PIPE)
+    first = tmp_path / "killed" / "out" / "cells" / "tiny" / "hmat" / "seed-0" / "run" / "checkpoints"
+    while not list(first.glob("*")) and killed.poll() is None:
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    done = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    page = (tmp_path / "whole" / "out" / "comparison.md").read_text()
+    assert all(name in page for name in ("| hmat |", "| flat |", "| item_knn |", "| popularity |"))
+    assert (tmp_path / "whole" / "out" / "plots" / "tiny.svg").read_text().startswith("<?xml")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "whole").rglob("metrics.jsonl")}
+    assert subprocess.run(command(tmp_path / "whole"), capture_output=True).returncode == 0
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "whole").rglob("metrics.jsonl")}
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path):
+    write_grid(tmp_path, {"bad": row(width=17), "hmat": row()}, seeds=(0,))
+    done = subprocess.run(command(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "1 of 2 cells failed" in done.stderr.splitlines()[-1] and "model.heads" in done.stderr
+    result = outcome(tmp_path)["datasets"]["tiny"]
+    assert "hmat" in result["rows"] and "bad" not in result["rows"] and "bad, seed 0" in result["failed"]
+    record = tmp_path / "out" / "cells" / "tiny" / "bad" / "seed-0" / "failed.json"
+    assert json.loads(record.read_text())["tries"] == 1
+    write_grid_again = grid_config({"bad": row(), "hmat": row()}, seeds=(0,))
+    (tmp_path / "grid.py").write_text(GRID.format(config=write_grid_again.to_dict()))
+    done = subprocess.run(command(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 2 and "cell of other settings" in done.stderr  # mended, but not the cell that was begun
+
+
+def test_a_frame_refuses_scores_of_other_targets():
+    frame = frame_of(5, np.random.default_rng(0))
+    arrays = {"user": frame.user_T, "item": frame.item_T + 1, "label": frame.label_E}
+    with pytest.raises(UserError, match="other targets"):
+        frame.check(arrays, Path("predictions.npz"))
