@@ -1,0 +1,51 @@
+"""Amazon Beauty 2014, leave-one-out, full ranking: HMAT against the sequence models that are published on it.
+
+Command: hisam compare configs/compare/beauty.py --data DIR --out runs/compare-beauty --jobs 2
+DIR holds amazon-beauty-2014/sequences.txt and items.csv. Hardware: 2 CPU cores, about an hour a seed.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Metrics come masked (seen items left out) and unmasked, as published tables differ in this."""
+    lists = [f"{name}/{metric}" for name in ("retrieval", "generation") for metric in ("recall@10", "ndcg@10")]
+    unmasked = [f"{metric}/unmasked" for metric in lists]
+    return ml_collections.ConfigDict(
+        {
+            "title": "Amazon Beauty 2014",
+            "datasets": {
+                "beauty": {
+                    "title": "Amazon Beauty 2014, leave-one-out, text only",
+                    "prepare": {
+                        "source": "sequences", "raw": "{data}/amazon-beauty-2014", "image-encoder": "none",
+                    },
+                    "metrics": (*lists, *unmasked),
+                }
+            },
+            "tokenizers": {
+                "dst": {"config": "configs/tokenizer/dst.py"},
+                "rqvae": {"config": "configs/tokenizer/rqvae.py"},
+            },
+            "seeds": (0,),
+            "reference": "sasrec-ce",
+            "rows": (
+                {"name": "hmat", "config": "configs/beauty.py", "tokenizer": "dst", "group": "ours"},
+                {
+                    "name": "hmat-generation", "config": "configs/beauty_generation.py", "tokenizer": "dst",
+                    "group": "ours", "note": "semantic IDs alone, no retrieval head",
+                },
+                {
+                    "name": "flat", "config": "configs/beauty.py", "tokenizer": "dst", "against": "hmat",
+                    "overrides": {"model": {"anchors": False}}, "group": "ours",
+                },
+                {"name": "sasrec-ce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst", "group": "published"},
+                {
+                    "name": "sasrec-bce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
+                    "overrides": {"model": {"loss": "bce"}}, "group": "published",
+                },
+                {"name": "hstu", "config": "configs/beauty_hstu.py", "tokenizer": "dst", "group": "published"},
+                {"name": "tiger", "config": "configs/beauty_tiger.py", "tokenizer": "rqvae", "group": "published"},
+            ),
+        }
+    )  # fmt: skip
