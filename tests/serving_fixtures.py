@@ -24,7 +24,7 @@ from hisam_jax.training.run import train
 from tests.fixtures import tiny_dataset
 
 LIMITS = Limits(body=20_000, history=30, k=10, candidates=12, room=8, deadline=30.0)
-ENGINE = EngineConfig(rows=(1, 4), lengths=(8,), candidates=(12,), k=10, beams=10, hidden=32, cold=4)
+ENGINE = EngineConfig(rows=(1, 4), lengths=(8,), candidates=(12,), k=10, beams=10, cold=4)
 
 
 def tiny_run(root: Path, seed: int = 3) -> Path:
@@ -35,13 +35,14 @@ def tiny_run(root: Path, seed: int = 3) -> Path:
     return train_tiny(root, root / "run", seed)
 
 
-def train_tiny(root: Path, workdir: Path, seed: int) -> Path:
+def train_tiny(root: Path, workdir: Path, seed: int, heads=("ranking", "generation", "retrieval")) -> Path:
     """Another run over the same data."""
     model = {"width": 16, "heads": 2, "kv_heads": 2, "mlp": 32, "layers": 2, "actions": True}
-    heads = {"ranking": 1.0, "generation": 0.5, "retrieval": 1.0}
+    weights = {"ranking": 1.0, "generation": 0.5, "retrieval": 1.0}
+    weights = {name: weight if name in heads else 0.0 for name, weight in weights.items()}
     config = {
         "seed": seed,
-        "model": {**model, **heads},
+        "model": {**model, **weights},
         "data": {"items_per_row": 32, "rows": 4, "window": 8},
         "training": {"steps": 4, "log_every": 4, "save_every": 4, "evaluate_every": 4},
         "evaluation": {"resamples": 20, "rows": 16, "beams": 10},
