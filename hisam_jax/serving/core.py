@@ -60,6 +60,7 @@ class Core:
         self.before: Serving | None = None
         self.failure: BaseException | None = None
         self.given_up: Callable[[], None] = lambda: None
+        self.prepared_one: Callable[[], None] = lambda: None
         self.batcher: Batcher | None = None
         self.changing = asyncio.Lock()
         self._starting: asyncio.Task | None = None
@@ -173,6 +174,7 @@ class Core:
         release = self._load(path)
         self.restock(release)
         release.warm_up()
+        self.prepared_one()
         return release
 
     def restock(self, release: Release) -> None:
