@@ -79,19 +79,23 @@ class Load:
             thread.join()
 
     def _send(self, user):
-        while not self._stop.is_set():
-            n = len(self.kept[user])
-            body, headers = {"events": [{"item": f"i{n % 50}"}]}, {"idempotency-key": f"event {n}"}
-            try:
-                answer = httpx.post(f"{self.address}/users/{user}/events", json=body, headers=headers, timeout=20)
-            except httpx.TransportError:
-                time.sleep(0.05)
-                continue
-            if answer.status_code == 201 and answer.json()["events"] == n + 1:
-                self.kept[user].append(f"i{n % 50}")
-            elif answer.status_code != 503 or "retry-after" not in answer.headers:
-                self.wrong.append((user, n, answer.status_code, answer.text))
-                return
+        with httpx.Client(timeout=20) as client:
+            while not self._stop.is_set() and not self.wrong:
+                self._one(client, user, len(self.kept[user]))
+
+    def _one(self, client, user, n):
+        body, headers = {"events": [{"item": f"i{n % 50}"}]}, {"idempotency-key": f"event {n}"}
+        try:
+            answer = client.post(f"{self.address}/users/{user}/events", json=body, headers=headers)
+        except httpx.TransportError:
+            time.sleep(0.1)
+            return
+        if answer.status_code == 201 and answer.json()["events"] == n + 1:
+            self.kept[user].append(f"i{n % 50}")
+        elif answer.status_code == 503 and "retry-after" in answer.headers:
+            time.sleep(0.02)
+        else:
+            self.wrong.append((user, n, answer.status_code, answer.text))
 
 
 def counts(address, users):
