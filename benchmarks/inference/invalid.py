@@ -80,7 +80,11 @@ def counted(release: Release, truth: Truth, slots: int, k: int, seed: int = 0) -
                 count.update(_asked(release, truth, rng, way, k))
             done = sum(count["slots"] for count in ways.values())
             progress.update(done - before)
-    return {"slots": done, "changes": dict(changes), "ways": {way: dict(count) for way, count in ways.items()}}
+    return {
+        "slots": done,
+        "changes": dict(changes),
+        "ways": {way: dict.fromkeys(FAULTS, 0) | count for way, count in ways.items()},
+    }
 
 
 def _asked(release: Release, truth: Truth, rng: np.random.Generator, way: str, k: int) -> collections.Counter:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 SHARE = 0.25  # of a new measurement in an estimate
-KEPT = 4  # batches, besides a second, after which an estimate that nothing confirms counts half
+HELD = 2  # batches for which an estimate holds that nothing confirms
+HALVED = 4  # batches, besides a second, in which it then counts half
 
 
 class Pace:
     """Seconds of a batch by its size, as they were lately.
 
-    An estimate is halved in time where no batch of its size follows, so that one slow moment does not refuse for ever.
+    An estimate fades where no batch of its size follows, so that one slow moment does not refuse for ever.
 
     Args:
         most: jobs of a batch.
@@ -39,7 +40,8 @@ class Pace:
 
     def _lately(self, size: int, now: float) -> float:
         seconds, then = self._known[size]
-        return seconds * 0.5 ** ((now - then) / (1.0 + KEPT * seconds))
+        late = max(0.0, now - then - HELD * seconds)
+        return seconds * 0.5 ** (late / (1.0 + HALVED * seconds))
 
 
 def _size(jobs: int) -> int:
