@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,7 +30,8 @@ from hisam_jax.training.run import train
 from tests.fixtures import tiny_dataset
 
 LIMITS = Limits(body=20_000, history=30, k=10, candidates=12, room=8, deadline=30.0)
-ENGINE = EngineConfig(rows=(1, 4), lengths=(8,), candidates=(12,), k=10, beams=10, hidden=32, cold=4)
+FEW = ("--rows", "1", "--max-candidates", "4", "--max-k", "5", "--deadline", "30")
+ENGINE = EngineConfig(rows=(1, 4), lengths=(8,), candidates=(12,), k=10, beams=10, cold=4)
 
 
 def tiny_run(root: Path, seed: int = 3) -> Path:
@@ -35,13 +42,14 @@ def tiny_run(root: Path, seed: int = 3) -> Path:
     return train_tiny(root, root / "run", seed)
 
 
-def train_tiny(root: Path, workdir: Path, seed: int) -> Path:
+def train_tiny(root: Path, workdir: Path, seed: int, heads=("ranking", "generation", "retrieval")) -> Path:
     """Another run over the same data."""
     model = {"width": 16, "heads": 2, "kv_heads": 2, "mlp": 32, "layers": 2, "actions": True}
-    heads = {"ranking": 1.0, "generation": 0.5, "retrieval": 1.0}
+    weights = {"ranking": 1.0, "generation": 0.5, "retrieval": 1.0}
+    weights = {name: weight if name in heads else 0.0 for name, weight in weights.items()}
     config = {
         "seed": seed,
-        "model": {**model, **heads},
+        "model": {**model, **weights},
         "data": {"items_per_row": 32, "rows": 4, "window": 8},
         "training": {"steps": 4, "log_every": 4, "save_every": 4, "evaluate_every": 4},
         "evaluation": {"resamples": 20, "rows": 16, "beams": 10},
@@ -103,3 +111,43 @@ def serving_each(run: Path, warm: Warm, store: Path):
         run_async(whole())
 
     return served
+
+
+@contextlib.contextmanager
+def process(run, store, *more):
+    """`(process, address)` of a service that listens; killed at the end if it has not ended."""
+    command = [
+        sys.executable,
+        "-m",
+        "hisam_jax",
+        "serve",
+        "--workdir",
+        run,
+        "--port",
+        "0",
+        "--store",
+        store,
+        *FEW,
+        *more,
+    ]
+    started = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        for line in started.stderr:
+            if found := re.search(r"http://\S+", line):
+                threading.Thread(target=started.stderr.read, daemon=True).start()
+                yield started, found[0]
+                break
+        else:
+            raise AssertionError(f"ended with {started.wait()}")
+    finally:
+        started.kill()
+        started.wait()
+
+
+def until_ready(address, seconds=240):
+    for _ in range(10 * seconds):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{address}/ready").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError("not ready")

@@ -23,7 +23,7 @@ from hisam_jax.tokenizer.trie import build_trie
 from tests.model_fixtures import ITEMS, small_batch, small_catalog, small_model, small_params
 
 ROOM = 8
-CONFIG = EngineConfig(rows=(1, 4), lengths=(4, 16), candidates=(8,), k=ITEMS, beams=ITEMS, hidden=16, cold=6)
+CONFIG = EngineConfig(rows=(1, 4), lengths=(4, 16), candidates=(8,), k=ITEMS, beams=ITEMS, cold=6)
 NOTHING = np.zeros(0, np.int32)
 VARIANTS = [{}, {"strict": True, "window": 3}, {"anchors": False}, {"anchor_token": False, "kv_heads": 2}]
 VARIANTS += [{"actions": True, "ranking": 1.0}]
@@ -260,6 +260,24 @@ def test_top_items_by_blocks_equal_a_sort(data, items, block, k):
         want = want[allowed[row][want]]
         found = score[row] > -1e29
         assert item[row][found].tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("most", [ITEMS + ROOM, 9])
+def test_a_ranking_head_alone_ranks_the_popular_allowed_items(most):
+    """In blocks of eight candidates, the last one short."""
+    switches = {"actions": True, "ranking": 1.0, "generation": 0.0, "retrieval": 0.0}
+    engine, items, scorer, _ = made(dataclasses.replace(CONFIG, ranked=most), **switches)
+    assert engine.ways == ("ranking",)
+    past, hidden = history(5), np.arange(ITEMS - 4, ITEMS)  # the most popular ones
+    new, known = engine.recommend(
+        items, [engine.empty(), *engine.read(items, [past])], [Wanted(hidden)] * 2, ITEMS, "ranking"
+    )
+    candidates = np.arange(ITEMS - 4)[-min(most, ITEMS - 4) :]
+    logits = scorer.clicks_for(past, candidates)
+    assert sorted(known[0]) == candidates.tolist()
+    np.testing.assert_allclose(known[1], np.sort(logits)[::-1], atol=3e-5)
+    np.testing.assert_allclose(known[1], logits[known[0] - candidates[0]], atol=3e-5)
+    assert new[0].tolist()[:5] == list(range(ITEMS - 5, ITEMS - 10, -1))
 
 
 def test_a_way_that_was_not_trained_is_refused():

@@ -1,9 +1,6 @@
 """`hisam serve` as a process: its command line, killed and started again, stopped, and a release that is torn."""
 
-import contextlib
 import dataclasses
-import os
-import re
 import shutil
 import signal
 import sqlite3
@@ -17,9 +14,7 @@ import pytest
 
 from hisam_jax.cli import build_parser, main
 from hisam_jax.serving.limits import Limits
-from tests.serving_fixtures import tiny_run
-
-FEW = ("--rows", "1", "--max-candidates", "4", "--max-k", "5", "--deadline", "30")
+from tests.serving_fixtures import process, tiny_run, until_ready
 
 
 @pytest.fixture(scope="module")
@@ -27,46 +22,6 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("serving")
     tiny_run(root)
     return root
-
-
-@contextlib.contextmanager
-def process(run, store, *more):
-    """`(process, address)` of a service that listens; killed at the end if it has not ended."""
-    command = [
-        sys.executable,
-        "-m",
-        "hisam_jax",
-        "serve",
-        "--workdir",
-        run,
-        "--port",
-        "0",
-        "--store",
-        store,
-        *FEW,
-        *more,
-    ]
-    started = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, env=os.environ)
-    try:
-        for line in started.stderr:
-            if found := re.search(r"http://\S+", line):
-                threading.Thread(target=started.stderr.read, daemon=True).start()
-                yield started, found[0]
-                break
-        else:
-            raise AssertionError(f"ended with {started.wait()}")
-    finally:
-        started.kill()
-        started.wait()
-
-
-def until_ready(address, seconds=240):
-    for _ in range(10 * seconds):
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{address}/ready").status_code == 200:
-                return
-        time.sleep(0.1)
-    raise AssertionError("not ready")
 
 
 @pytest.mark.slow

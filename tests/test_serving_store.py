@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 
 import fakeredis
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from hisam_jax.errors import UserError
 from hisam_jax.serving.redis_store import RedisStore
 from hisam_jax.serving.sqlite_store import SQLiteStore
-from hisam_jax.serving.store import Event, StoreAway, Stored, open_store
+from hisam_jax.serving.store import Event, KeyReused, Once, StoreAway, Stored, open_store
 
 SOME = [Event("a", 3, 10), Event("b/é", 0, 0), Event("a", 10, 2**39)]
 
@@ -32,6 +33,7 @@ def test_events_come_back_in_order_from_any_position(store):
     assert store.latest("u", 2) == (2, [SOME[2], SOME[0]])
     assert store.latest("u", 9) == (0, [*SOME, SOME[0]])
     assert store.latest("w", 9) == (0, [])
+    assert sorted(store.seen("u")) == ["a", "b/é"] and store.seen("w") == []
 
 
 def test_states_are_replaced_and_dropped(store):
@@ -63,6 +65,73 @@ def test_writers_of_one_user_never_take_the_same_place(store):
     first, events = store.latest("u", 1000)
     assert first == 0 and len(events) == 320
     assert all(events[n].item == events[n + 1].item for n in range(0, 320, 2))
+
+
+def test_the_same_key_again_adds_nothing_and_is_told_the_same(store):
+    store.add_events("u", SOME).result()
+    assert store.add_events_once("u", SOME[:2], "k", "x").result() == Once(5, True)
+    store.add_events("u", SOME).result()
+    assert store.add_events_once("u", SOME[:2], "k", "x").result() == Once(5, False)
+    assert store.add_events_once("v", SOME[:2], "k", "x").result() == Once(2, True)
+    others = [store.add_events("w", SOME[:1]) for _ in range(5)]
+    reused = store.add_events_once("u", SOME[:1], "k", "y")
+    others += [store.add_events("w", SOME[:1]) for _ in range(5)]
+    with pytest.raises(KeyReused, match="'k'"):
+        reused.result()
+    assert [future.result() for future in others] == list(range(1, 11))
+    assert store.latest("u", 100)[1] == [*SOME, *SOME[:2], *SOME]
+
+
+def test_of_many_at_once_with_one_key_one_adds(store):
+    futures = []
+    threads = [
+        threading.Thread(target=lambda: futures.append(store.add_events_once("u", SOME, "k", "x"))) for _ in range(9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told = [future.result() for future in futures]
+    assert {once.events for once in told} == {3} and sum(once.added for once in told) == 1
+    assert len(store.latest("u", 100)[1]) == 3
+
+
+def test_keys_are_bounded_in_number(store):
+    store.most_keys = 3
+    for n in range(6):
+        assert store.add_events_once("u", SOME[:1], f"k{n}", "x").result() == Once(n + 1, True)
+    for n in (5, 4, 3):
+        assert store.add_events_once("u", SOME[:1], f"k{n}", "x").result() == Once(n + 1, False)
+    assert store.add_events_once("u", SOME[:1], "k2", "x").result() == Once(7, True)
+    if isinstance(store, SQLiteStore):
+        assert store._read("SELECT count(*) FROM keys", ()) == [(3,)]
+    else:
+        assert len(store._client.keys("hisam:key:*")) == store._client.llen("hisam:keys") == 3
+
+
+def test_keys_are_forgotten_after_a_while(store):
+    store.key_seconds = 1
+    assert store.add_events_once("u", SOME[:1], "k", "x").result() == Once(1, True)
+    time.sleep(1.5)
+    assert store.add_events_once("u", SOME[:1], "k", "other").result() == Once(2, True)
+
+
+def test_keys_outlive_the_store_and_hold_for_services_side_by_side(tmp_path):
+    server = fakeredis.FakeServer()
+    for opened in (
+        lambda: SQLiteStore(tmp_path / "store"),
+        lambda: RedisStore("redis://nowhere", fakeredis.FakeRedis(server=server)),
+    ):
+        first, second = opened(), opened()
+        futures = [s.add_events_once("u", SOME, f"k{n}", "x") for n in range(40) for s in (first, second)]
+        told = [future.result() for future in futures]
+        assert all(a.events == b.events and a.added + b.added == 1 for a, b in zip(told[::2], told[1::2], strict=True))
+        assert len(first.latest("u", 1000)[1]) == 120
+        first.close()
+        second.close()
+        third = opened()
+        assert third.add_events_once("u", SOME, "k7", "x").result() == Once(told[14].events, False)
+        third.close()
 
 
 def test_what_was_acknowledged_is_there_for_another_connection(tmp_path):

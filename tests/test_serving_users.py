@@ -184,6 +184,66 @@ def test_a_batch_of_many_users_is_each_on_its_own(root, warm, tmp_path):
     run_async(check())
 
 
+def test_events_sent_again_with_their_key_are_kept_once(root, warm, tmp_path):
+    async def post(client, body, key="k"):
+        return await client.post("/users/new/events", json={"events": body}, headers={"idempotency-key": key})
+
+    async def check():
+        body = [{"item": "i1"}, {"item": "i2", "rating": 3}]
+        async with serving(warm, root / "run", tmp_path / "store") as (client, service):
+            first = await post(client, body)
+            assert first.status_code == 201 and first.json() == {"user": "new", "events": 2}
+            await send(client, "new", 5, 0)
+            many = await asyncio.gather(*(post(client, body) for _ in range(8)))
+            assert all((one.status_code, one.content) == (201, first.content) for one in many)
+            other = await post(client, body[:1])
+            assert other.status_code == 422 and "'k'" in other.json()["error"]
+            assert (await post(client, body[:1], "l")).json()["events"] == 4
+            assert (await post(client, body, "l" * 201)).status_code == 422
+            assert service.metrics.events._value.get() == 4
+        async with serving(warm, root / "run", tmp_path / "store") as (client, service):
+            assert (await post(client, body)).content == first.content
+            assert (await client.get("/users/new")).json()["events"] == 4
+
+    run_async(check())
+
+
+def test_what_was_seen_never_comes_back_however_long_ago(root, warm, tmp_path):
+    """2,000 events: 40 items once, then five of them over and over; far more than a state holds."""
+    events = [{"item": f"i{n if n < 40 else 40 + n % 5}"} for n in range(2000)]
+    limits = dataclasses.replace(LIMITS, history=500, body=100_000)
+
+    async def unseen_only(client, service):
+        programs = service.now.release.engine.compiled()
+        for way in ("retrieval", "generation", "hybrid"):
+            for hide in ([], ["i49"]):
+                answer = await client.post("/recommend", json={"user": "new", "way": way, "hide": hide})
+                left = {f"i{n}" for n in range(45, 50)} - set(hide)
+                assert {one["item"] for one in answer.json()["items"]} == left
+        assert service.now.release.engine.compiled() == programs
+
+    async def check():
+        async with serving(warm, root / "run", tmp_path / "store", limits) as (client, service):
+            for start in range(0, 2000, 500):
+                body = {"events": events[start : start + 500]}
+                assert (await client.post("/users/new/events", json=body)).status_code == 201
+                if start == 500:
+                    await lists(client, "new")  # from here on in memory
+            await unseen_only(client, service)
+        async with serving(warm, root / "run", tmp_path / "store", limits) as (client, service):
+            await unseen_only(client, service)
+            assert of_metrics(service, "store") == 1
+        with sqlite3.connect(tmp_path / "store") as connection:
+            connection.execute("DELETE FROM states")
+        async with serving(warm, root / "run", tmp_path / "store", limits) as (client, service):
+            await unseen_only(client, service)
+            assert of_metrics(service, "events") == 1
+            answer = await client.post("/recommend", json={"user": "new", "repeat": True})
+            assert len(answer.json()["items"]) == 10
+
+    run_async(check())
+
+
 def test_gaps_are_those_of_training():
     assert log_hours(0, 10**9) == 0 and log_hours(10**9, 0) == 0 and log_hours(10**9, 10**9 - 5) == 0
     assert log_hours(10**9, 10**9 + 7200) == pytest.approx(np.log1p(2.0))

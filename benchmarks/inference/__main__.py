@@ -13,6 +13,7 @@ QUESTIONS = {
     "latency": "What do cached anchors save?",
     "masking": "What do filters cost a decoding step, and what do beams lose?",
     "ways": "What does each way of recommending find?",
+    "invalid": "Is every served item one that exists and was asked for?",
     "load": "How many requests does the service sustain?",
     "parity": "Does the service answer what was evaluated?",
     "states": "How small may a user's state be kept?",

@@ -26,7 +26,7 @@ def run(work: Path, quick: bool = False) -> dict[str, Any]:
     rows = np.arange(min(len(targets.user_T), 20 if quick else USERS))
     predictions = np.load(folder / "predictions.npz")
     found = {}
-    with serving(folder) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with serving(folder, "--deadline", "30") as address, httpx.Client(base_url=address, timeout=60) as client:
         for way in ("retrieval", "generation"):
             served = [
                 _place(client, trained, targets, row, way) for row in progress(rows, description=way, unit="user")

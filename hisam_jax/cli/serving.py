@@ -14,6 +14,11 @@ LIMITS = {  # flag -> field, metavar, what it says
     "--max-history": ("history", "N", "the most events of a request"),
     "--max-k": ("k", "N", "the most recommendations of a request"),
     "--max-candidates": ("candidates", "N", "the most candidates of a request to rank"),
+    "--max-ranked": (
+        "ranked",
+        "N",
+        "the most popular items that a run with no head but ranking ranks for a list",
+    ),
     "--max-concurrent": ("concurrent", "N", "requests in the service at once; one more is answered 503"),
     "--max-waiting": ("queue", "N", "requests that wait for the model; one more is answered 503"),
     "--max-explained": ("explained", "N", "explanations at once; one more is answered 503"),
@@ -21,7 +26,7 @@ LIMITS = {  # flag -> field, metavar, what it says
     "--room": ("room", "N", "new items that there is room for"),
 }
 _DEFAULTS = {  # those of serving.limits.Limits, which is imported only when it serves
-    "body": 1 << 20, "history": 1000, "k": 100, "candidates": 1000, "concurrent": 512, "queue": 256,
+    "body": 1 << 20, "history": 1000, "k": 100, "candidates": 1000, "ranked": 2000, "concurrent": 512, "queue": 256,
     "users": 10_000, "room": 1000, "explained": 8,
 }  # fmt: skip
 
@@ -43,7 +48,13 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         help="where compiled programs are kept for the next start or release (default: compiled in --workdir)",
     )
     add("--token-file", metavar="FILE", help="holds a token; requests must bear it then")
-    add("--deadline", metavar="SECONDS", type=_seconds, default=1.0, help="after which a request is answered 503")
+    add(
+        "--deadline",
+        metavar="SECONDS",
+        type=_seconds,
+        default=0.25,
+        help="of a request; one that would wait longer for the model is answered 503 at once",
+    )
     add("--wait", metavar="SECONDS", type=_seconds, default=0.001, help="that a request waits for others to join it")
     add("--rows", metavar="N,...", type=_sizes, default="1,8,32", help="padded sizes of batches of requests")
     for flag, (field, metavar, text) in LIMITS.items():

@@ -15,7 +15,7 @@ import numpy as np
 from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
 from hisam_jax.inference import explain, steps
-from hisam_jax.inference.filters import Filter, ItemFacts, allowed
+from hisam_jax.inference.filters import WORD, Filter, ItemFacts, allowed, set_bits
 from hisam_jax.inference.histories import History, pad_histories
 from hisam_jax.inference.top_items import NO_SCORE
 from hisam_jax.inference.user_state import UserState, stacked
@@ -23,8 +23,8 @@ from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.tokenizer.trie import Trie
 
-Way = Literal["retrieval", "generation", "hybrid"]
-WAYS: tuple[Way, ...] = ("retrieval", "generation", "hybrid")
+Way = Literal["retrieval", "generation", "hybrid", "ranking"]
+WAYS: tuple[Way, ...] = ("retrieval", "generation", "hybrid", "ranking")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class EngineConfig:
         k: the most recommendations of a request.
         beams: of the beam search, one number or one a level.
         sharing: of the items that share an ID, how many are returned.
-        hidden: the most items that a request may hide, e.g. seen ones; the latest count.
         cold: cold items that join a hybrid's candidates.
+        ranked: of a model with a ranking head alone: the most popular allowed items, which it ranks for a list.
         approximate: retrieval by `jax.lax.approx_max_k`.
     """
 
@@ -49,12 +49,12 @@ class EngineConfig:
     k: int = 100
     beams: int | tuple[int, ...] = 100
     sharing: int = 4
-    hidden: int = 512
     cold: int = 50
+    ranked: int = 2000
     approximate: bool = False
 
     def __post_init__(self):
-        check_least(self, "serve", k=1, sharing=1, hidden=0, cold=0)
+        check_least(self, "serve", k=1, sharing=1, cold=0, ranked=1)
         for name in ("rows", "lengths", "candidates"):
             sizes = getattr(self, name)
             if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 1:
@@ -66,7 +66,7 @@ class Wanted:
     """The conditions of one request.
 
     Attributes:
-        hidden: item indices to leave out.
+        hidden: item indices to leave out, as many as there are.
         oldest: day number; items added earlier are left out.
         any_of: uint32 words, a bit set of attributes of which an item must have one; None asks for nothing.
     """
@@ -154,6 +154,7 @@ class Engine:
         """Ways to recommend that the trained heads allow."""
         c = self.model.config
         able = {"retrieval": c.retrieval, "generation": c.generation, "hybrid": c.retrieval and c.generation}
+        able["ranking"] = c.ranking and not (c.retrieval or c.generation)
         return tuple(name for name in WAYS if able.get(name))
 
     def compiled(self) -> int:
@@ -306,6 +307,11 @@ class Engine:
             return run(self.params, items.vectors_ID, items.popularity_I, read_BD, items_B, facts, request, k=k)
         if way == "generation":
             return self._run["generate_items"](self.params, items.trie, *common, beams=c.beams, k=k, sharing=c.sharing)
+        if way == "ranking":
+            common = (items.popularity_I, cache, items_B, gap_B, facts, request)
+            return self._run["rank_items"](
+                self.params, items.catalog, *common, k=k, most=c.ranked, block=c.candidates[-1]
+            )  # fmt: skip
         return self._run["hybrid"](
             self.params, items.catalog, items.trie, items.vectors_ID, items.popularity_I, items.cold_I, cache, read_BD,
             items_B, gap_B, facts, request, beams=c.beams, k=k, sharing=c.sharing, cold=min(c.cold, k), by=by,
@@ -322,15 +328,14 @@ class Engine:
 
     def filter_of(self, items: Items, wanted: Sequence[Wanted], rows: int) -> Filter:
         words = items.facts.attributes_IW.shape[1]
-        hidden_BS = np.full((rows, self.config.hidden), -1, np.int32)
+        hidden_BW = np.zeros((rows, -(-items.facts.servable_I.shape[0] // WORD)), np.uint32)
         oldest_B, any_of_BW = np.zeros(rows, np.int32), np.zeros((rows, words), np.uint32)
         for row, request in enumerate(wanted):
-            latest = request.hidden[max(0, len(request.hidden) - self.config.hidden) :]
-            hidden_BS[row, : len(latest)] = latest
+            set_bits(hidden_BW[row], request.hidden)
             oldest_B[row] = request.oldest
             if request.any_of is not None:
                 any_of_BW[row] = request.any_of
-        return Filter(hidden_BS, oldest_B, any_of_BW)
+        return Filter(hidden_BW, oldest_B, any_of_BW)
 
 
 def _blank(length: int) -> History:
@@ -357,6 +362,11 @@ def _generate(model, params, trie, popularity_I, cache, read_BD, items_B, facts,
     return steps.generate_items(model, params, trie, popularity_I, cache, read_BD, items_B, fit_BI, **options)
 
 
+def _rank_items(model, params, catalog, popularity_I, cache, items_B, gap_B, facts, request, **options):
+    fit_BI = allowed(facts, request)
+    return steps.rank_items(model, params, catalog, popularity_I, cache, items_B, gap_B, fit_BI, **options)
+
+
 def _hybrid(model, params, catalog, trie, vectors_ID, popularity_I, cold_I, cache, read_BD, items_B, gap_B,
             facts, request, **options):  # fmt: skip
     return steps.hybrid(
@@ -377,5 +387,6 @@ _LIST_STEPS = {
     "retrieve_approximate": (functools.partial(_retrieve, approximate=True), ("k",)),
     "generate_items": (_generate, ("k", "beams", "sharing")),
     "hybrid": (_hybrid, ("k", "beams", "sharing", "cold", "by")),
+    "rank_items": (_rank_items, ("k", "most", "block")),
     "explain": (explain.explain, ("way",)),
 }

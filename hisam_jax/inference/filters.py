@@ -30,12 +30,12 @@ class Filter:
     """The conditions of B requests.
 
     Attributes:
-        hidden_BS: int32 item indices to leave out, e.g. seen ones; -1 fills up.
+        hidden_BW: uint32 bit sets over the items, those to leave out, e.g. seen ones: one shape, however many.
         oldest_B: int32, items added on an earlier day are left out; unknown days never are.
         any_of_BW: uint32 bit sets: an item must have one of these attributes; no bit set asks for nothing.
     """
 
-    hidden_BS: jax.Array
+    hidden_BW: jax.Array
     oldest_B: jax.Array
     any_of_BW: jax.Array
 
@@ -46,10 +46,15 @@ def allowed(facts: ItemFacts, request: Filter) -> jax.Array:
     young_BI = (facts.added_I == 0) | (facts.added_I >= request.oldest_B[:, None])
     shared_BI = (facts.attributes_IW & request.any_of_BW[:, None]).any(-1) if facts.attributes_IW.shape[1] else True
     asks_B1 = request.any_of_BW.any(-1, keepdims=True)
-    fits_BI = facts.servable_I & young_BI & (shared_BI | ~asks_B1)
-    row_B1 = jnp.arange(request.hidden_BS.shape[0])[:, None]
-    hidden_BS = jnp.where(request.hidden_BS < 0, items, request.hidden_BS)
-    return fits_BI.at[row_B1, hidden_BS].set(False, mode="drop")
+    bit_BWw = request.hidden_BW[..., None] >> jnp.arange(WORD, dtype=jnp.uint32) & 1
+    hidden_BI = bit_BWw.reshape(len(bit_BWw), -1)[:, :items] > 0
+    return facts.servable_I & young_BI & (shared_BI | ~asks_B1) & ~hidden_BI
+
+
+def set_bits(words_W: np.ndarray, members: np.ndarray) -> None:
+    """Puts members into a bit set of uint32 words, in place."""
+    bits = np.uint32(1) << (members % WORD).astype(np.uint32)
+    np.bitwise_or.at(words_W, members // WORD, bits)
 
 
 def bit_sets(members_IA: np.ndarray) -> np.ndarray:

@@ -148,6 +148,26 @@ def hybrid(
     return _unless_new(items_B, item, score, popularity_I, allowed_BI, score.shape[1])
 
 
+def rank_items(
+    model: HMAT, params, catalog: Catalog, popularity_I, cache: Cache, items_B, gap_B, allowed_BI,
+    *, k: int, most: int, block: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """`(item_Bk, logit_Bk)`: the best by click logit of the `most` most popular allowed items, which may be all.
+
+    Args:
+        block: candidates that are scored at a time, which bounds memory.
+    """
+    popular_BC, item_BC = jax.lax.top_k(jnp.where(allowed_BI, popularity_I, NONE), min(most, popularity_I.shape[0]))
+    batch, count = item_BC.shape
+    block = min(block, count)
+    parts = jnp.pad(item_BC, ((0, 0), (0, -count % block))).reshape(batch, -1, block).swapaxes(0, 1)
+    logits = jax.lax.map(lambda part: click_logits(model, params, catalog, cache, items_B, part, gap_B), parts)
+    logit_BC = logits.swapaxes(0, 1).reshape(batch, -1)[:, :count]
+    score, place = jax.lax.top_k(jnp.where(popular_BC > NO_SCORE, logit_BC, NONE), min(k, count))
+    item = jnp.take_along_axis(item_BC, place, axis=1)
+    return _unless_new(items_B, item, score, popularity_I, allowed_BI, score.shape[1])
+
+
 def _unless_new(items_B, item_Bk, score_Bk, popularity_I, allowed_BI, k: int) -> tuple[jax.Array, jax.Array]:
     """The most popular allowed items in place of those of users without history."""
     score, item = jax.lax.top_k(jnp.where(allowed_BI, popularity_I, NONE), min(k, popularity_I.shape[0]))

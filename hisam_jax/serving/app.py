@@ -40,7 +40,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_middleware(Gate, limits=service.limits, metrics=service.metrics, token=token)
+    app.add_middleware(Gate, limits=service.limits, metrics=service.metrics, token=token, expect=service.expect)
     return app
 
 

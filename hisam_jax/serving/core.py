@@ -22,7 +22,7 @@ from hisam_jax.serving.explaining import Because, Why
 from hisam_jax.serving.limits import Limits
 from hisam_jax.serving.metrics import Metrics
 from hisam_jax.serving.release import Release
-from hisam_jax.serving.store import Event, Store, StoreAway
+from hisam_jax.serving.store import Event, KeyReused, Store, StoreAway
 from hisam_jax.serving.users import Users
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Core:
         self.before: Serving | None = None
         self.failure: BaseException | None = None
         self.given_up: Callable[[], None] = lambda: None
+        self.prepared_one: Callable[[], None] = lambda: None
         self.batcher: Batcher | None = None
         self.changing = asyncio.Lock()
         self._starting: asyncio.Task | None = None
@@ -95,19 +96,35 @@ class Core:
             self.now.users.flush()
         await asyncio.to_thread(self.store.close)
 
+    def expect(self, ahead: int, deadline: float) -> None:
+        """Refuses a request that would wait for the model past its deadline in seconds, see `Batcher.expect`."""
+        if self.batcher:
+            self.batcher.expect(ahead, deadline)
+
     async def ask(self, ask: Ask, deadline: float) -> Answer:
         """Recommendations or scores."""
         self.serving()
         return await self.batcher.submit(ask, min(deadline, self.limits.deadline))
 
-    async def add_events(self, user: str, events: Sequence[Event]) -> int:
-        """Keeps events; how many of the user's there are then. Returned is what will not be lost."""
+    async def add_events(self, user: str, events: Sequence[Event], key: str | None = None, content: str = "") -> int:
+        """Keeps events; how many of the user's there are then. Returned is what will not be lost.
+
+        Args:
+            key: of the request; the same again adds nothing and returns the same.
+            content: a digest of the request.
+
+        Raises:
+            Refusal: an unknown item, a key that was another request's, the store is away.
+        """
         row = self.serving().release.names.row
         for event in events:
             if event.item not in row:
                 raise unknown_item(event.item)
-        count = await self.kept(self.store.add_events(user, events))
-        self.metrics.events.inc(len(events))
+        if key is None:
+            count, added = await self.kept(self.store.add_events(user, events)), True
+        else:
+            count, added = await self.kept(self.store.add_events_once(user, events, key, content))
+        self.metrics.events.inc(len(events) if added else 0)
         return count
 
     async def user(self, user: str) -> tuple[int, list[str]]:
@@ -146,6 +163,8 @@ class Core:
             self.failure = error
             self.given_up()
             raise
+        if weakness := await asyncio.to_thread(self.store.weakness):
+            _log.warning("%s", weakness)
         rows = release.engine.config.rows[-1]
         self.batcher = Batcher(self._answer, rows, self.limits.wait, self.limits.queue)
         self.batcher.start()
@@ -155,6 +174,7 @@ class Core:
         release = self._load(path)
         self.restock(release)
         release.warm_up()
+        self.prepared_one()
         return release
 
     def restock(self, release: Release) -> None:
@@ -189,3 +209,5 @@ class Core:
             return await asyncio.wrap_future(future)
         except StoreAway as error:
             raise busy(f"{AWAY} ({error})") from error
+        except KeyReused as error:
+            raise Refusal(422, str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -12,6 +13,7 @@ from hisam_jax.serving.errors import Refusal, busy
 from hisam_jax.serving.limits import Limits
 from hisam_jax.serving.metrics import Metrics
 
+ASKS = ("/recommend", "/rank", "/explain")  # what the model answers
 OPEN = ("/", "/page.js", "/health", "/ready")  # without a token: nothing in them is anybody's
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -26,10 +28,14 @@ class Gate:
         limits: bounds.
         metrics: counts requests by route.
         token: that requests must bear; None: none is asked for.
+        expect: `(requests ahead, deadline)`; refuses one that would wait for the model past its deadline.
     """
 
-    def __init__(self, app: Any, limits: Limits, metrics: Metrics, token: str | None):
-        self._app, self._limits, self._metrics, self._inside = app, limits, metrics, 0
+    def __init__(
+        self, app: Any, limits: Limits, metrics: Metrics, token: str | None, expect: Callable[[int, float], None]
+    ):  # fmt: skip
+        self._app, self._limits, self._metrics, self._expect = app, limits, metrics, expect
+        self._inside = self._asking = 0
         self._bearer = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,20 +64,18 @@ class Gate:
         try:
             headers = dict(scope["headers"])
             self._check(scope["path"], headers)
+            asks = scope["path"] in ASKS
+            if asks:  # before anything is read or parsed: a refusal must cost next to nothing
+                self._expect(self._asking, min(_deadline(headers), self._limits.deadline))
             body = await self._body(headers, receive)
         except Refusal as refusal:
             await refuse(send, refusal)
             return
-        given = False
-
-        async def replay() -> MutableMapping[str, Any]:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app(scope, replay, send)
+        self._asking += asks
+        try:
+            await self._app(scope, _replaying(body, receive), send)
+        finally:
+            self._asking -= asks
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._bearer and path not in OPEN:
@@ -93,6 +97,28 @@ class Gate:
             if size > most:
                 raise Refusal(413, f"a body of more than {most} bytes")
         return b"".join(parts)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _deadline(headers: dict[bytes, bytes]) -> float:
+    """What a request says; nonsense is for its route to refuse."""
+    try:
+        said = float(headers.get(b"x-deadline", b"inf"))
+    except ValueError:
+        return math.inf
+    return said if said > 0 else math.inf
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:

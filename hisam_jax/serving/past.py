@@ -35,13 +35,6 @@ def joined(parts: Sequence[History]) -> History:
     return History(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
 
 
-def latest_once(item: np.ndarray, most: int) -> np.ndarray:
-    """The latest `most` different items, oldest first, each at its last place."""
-    latest = item[::-1]
-    _, first = np.unique(latest, return_index=True)
-    return latest[np.sort(first)][:most][::-1]
-
-
 def log_hours(before: int, now: int) -> float:
     """log1p of the hours between two times, 0 where either is unknown or the later comes first."""
     return float(np.log1p(max(now - before, 0) / 3600.0)) if before > 0 and now > 0 else 0.0

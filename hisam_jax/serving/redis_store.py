@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +11,22 @@ from typing import Any, TypeVar
 import redis
 
 from hisam_jax.errors import UserError
-from hisam_jax.serving.store import Event, Store, StoreAway, Stored
+from hisam_jax.files import sha256_of
+from hisam_jax.serving.store import Event, KeyReused, Once, Store, StoreAway, Stored, told
 
 T = TypeVar("T")
 PATIENCE = 0.5  # seconds for an answer
 PAUSE = 1.0  # seconds that an unreachable server is left alone, so that requests do not all wait for it
+KEYS = "hisam:keys"  # names of keys, oldest first
 AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 
 class RedisStore(Store):
-    """Events, states and items in a Redis database; how much of it a crash of Redis may lose is Redis's setting.
+    """Events, states and items in a Redis database.
+
+    A write is acknowledged once Redis has answered it. What a crash of Redis or of its machine may lose is Redis's
+    setting: nothing with `appendonly yes` and `appendfsync always`, about the last two seconds with `everysec`,
+    what is newer than the last snapshot without `appendonly`. `weakness` tells which it is.
 
     Args:
         url: `redis://HOST:PORT/DB`; the server may come later.
@@ -54,6 +61,10 @@ class RedisStore(Store):
         length, rows = self._call(ask)
         return length - len(rows), [_event(row) for row in rows]
 
+    def seen(self, user: str) -> list[str]:
+        rows = self._call(lambda client: client.lrange(_events(user), 0, -1))
+        return list({_event(row).item for row in rows})
+
     def state(self, user: str) -> Stored | None:
         data = self._call(lambda client: client.get(_state(user)))
         if data is None:
@@ -82,6 +93,17 @@ class RedisStore(Store):
         except StoreAway:
             return False
 
+    def weakness(self) -> str | None:
+        try:
+            said = self._call(lambda client: client.config_get("append*"))
+        except (StoreAway, redis.exceptions.RedisError):
+            return None  # away, or a server that does not tell
+        wanted = {"appendonly": "yes", "appendfsync": "always"}
+        other = next((name for name, value in wanted.items() if said.get(name, value) != value), None)
+        if other is None:
+            return None
+        return f"Redis has {other} {said[other]}: its crash may lose acknowledged events; expected {wanted[other]}"
+
     def _call(self, work: Callable[[Any], T]) -> T:
         if time.monotonic() < self._away_until:
             raise StoreAway("Redis did not answer a moment ago")
@@ -103,6 +125,31 @@ class RedisStore(Store):
     def _add_events(self, handle: Any, user: str, events: Sequence[Event]) -> int:
         return handle.rpush(_events(user), *(json.dumps(event) for event in events))
 
+    def _add_once(self, handle: Any, user: str, events: Sequence[Event], key: str, content: str) -> Once | KeyReused:
+        name, rows = _key(user, key), [json.dumps(event) for event in events]
+        with handle.pipeline(transaction=True) as pipe:
+            while True:  # until no other service has written to this user in between
+                try:
+                    pipe.watch(name, _events(user))
+                    if (before := pipe.get(name)) is not None:
+                        return told(tuple(json.loads(before)), content, key)
+                    count = pipe.llen(_events(user)) + len(rows)
+                    pipe.multi()
+                    pipe.rpush(_events(user), *rows)
+                    pipe.set(name, json.dumps([content, count]), ex=self.key_seconds)
+                    pipe.rpush(KEYS, name)
+                    known = pipe.execute()[-1]
+                except redis.exceptions.WatchError:
+                    continue
+                self._forget(handle, known - self.most_keys)
+                return Once(count, True)
+
+    def _forget(self, handle: Any, count: int) -> None:
+        """The oldest keys; the request is kept already, so a failure here is none of its."""
+        with contextlib.suppress(redis.exceptions.RedisError):
+            if count > 0 and (old := handle.lpop(KEYS, count)):
+                handle.delete(*old)
+
     def _save_states(self, handle: Any, states: Mapping[str, Stored]) -> None:
         handle.mset({_state(user): b"%d %d\n" % (s.covered, s.time) + s.state for user, s in states.items()})
 
@@ -115,6 +162,10 @@ class RedisStore(Store):
 
 def _events(user: str) -> str:
     return f"hisam:events:{user}"
+
+
+def _key(user: str, key: str) -> str:
+    return f"hisam:key:{sha256_of(user, key)}"
 
 
 def _state(user: str) -> str:

@@ -122,5 +122,6 @@ def engine_config(run: Run, limits: Limits, rows: Sequence[int] = (1, 8, 32)) ->
         lengths=(*(size for size in (16, 64, 256) if size < window), window),
         candidates=(*(size for size in (100, 1000) if size < most), most),
         k=limits.k,
+        ranked=limits.ranked,
         beams=configs.evaluation.beams,
     )

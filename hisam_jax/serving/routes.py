@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Header
 
+from hisam_jax.files import sha256_of
 from hisam_jax.serving import schemas
 from hisam_jax.serving.answers import Answer, Ask
 from hisam_jax.serving.errors import Refusal, unknown_item
@@ -20,14 +21,26 @@ router = APIRouter(responses=PROBLEMS)
 Deadline = Annotated[
     float, Header(ge=0.01, description="seconds after which an answer is of no use; the service has a bound of its own")
 ]
+Key = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        description="of the request, chosen by whoever sends it: the same again of this user is answered the same and "
+        "adds nothing; remembered for a day, the latest 100,000 of all users",
+    ),
+]
 HOUR = 3600.0
 
 
 @router.post("/users/{user}/events", status_code=201)
-async def add_events(user: str, body: schemas.EventsIn, service: In) -> schemas.EventsOut:
-    """Keeps what a user did. Once it answers, nothing of it is lost."""
+async def add_events(
+    user: str, body: schemas.EventsIn, service: In, idempotency_key: Key = None
+) -> schemas.EventsOut:  # fmt: skip
+    """Keeps what a user did. Once it answers, nothing of it is lost; without an answer, send it again with its key."""
     _within("events", len(body.events), service.limits.history)
-    count = await service.add_events(user, _events(body.events, int(time.time())))
+    content = sha256_of(body.model_dump_json()) if idempotency_key else ""
+    count = await service.add_events(user, _events(body.events, int(time.time())), idempotency_key, content)
     return schemas.EventsOut(user=user, events=count)
 
 

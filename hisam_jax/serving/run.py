@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import sys
@@ -69,10 +70,18 @@ def serve(
         create_app(service, token), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN
     )
     server = uvicorn.Server(config)
+    service.prepared_one = _settle
     service.given_up = lambda: setattr(server, "should_exit", True)
     server.run(sockets=[listening])
     if service.now is None and service.failure is not None:
         raise service.failure
+
+
+def _settle() -> None:
+    """Takes all that is there out of the rounds of the garbage collector, each of which would stop every request."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _keep_programs(folder: str | os.PathLike | None) -> None:

@@ -65,7 +65,9 @@ class RecommendIn(Who):
     """Asks for the best items."""
 
     k: Annotated[int, Field(ge=1)] = 10
-    way: Literal["retrieval", "generation", "hybrid"] | None = Field(None, description="null: the release's first")
+    way: Literal["retrieval", "generation", "hybrid", "ranking"] | None = Field(
+        None, description="null: the release's first; ranking: of a release that has no other head"
+    )
     hide: list[Id] = Field([], description="items to leave out")
     repeat: bool = Field(False, description="whether items of the history may come again")
     added_since: Annotated[int, Field(ge=0, lt=2**31)] = Field(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hisam_jax.errors import UserError
-from hisam_jax.serving.store import Event, Store, StoreAway, Stored
+from hisam_jax.serving.store import Event, KeyReused, Once, Store, StoreAway, Stored, told
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS events (user TEXT, position INTEGER, item TEXT, action INTEGER, time INTEGER,
   PRIMARY KEY (user, position)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS states (user TEXT PRIMARY KEY, state BLOB, covered INTEGER, time INTEGER);
+CREATE TABLE IF NOT EXISTS keys (number INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT, key TEXT, content TEXT,
+  events INTEGER, time INTEGER, UNIQUE (user, key));
 CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY, item TEXT UNIQUE, record TEXT);
 """
 NOT_OURS = "an SQLite file that `hisam serve` made, or a new one"
@@ -50,6 +53,9 @@ class SQLiteStore(Store):
         text = "SELECT position, item, action, time FROM events WHERE user = ? ORDER BY position DESC LIMIT ?"
         rows = self._read(text, (user, most))[::-1]
         return (rows[0][0] if rows else 0), [Event(*row[1:]) for row in rows]
+
+    def seen(self, user: str) -> list[str]:
+        return [item for (item,) in self._read("SELECT DISTINCT item FROM events WHERE user = ?", (user,))]
 
     def state(self, user: str) -> Stored | None:
         rows = self._read("SELECT state, covered, time FROM states WHERE user = ?", (user,))
@@ -104,6 +110,22 @@ class SQLiteStore(Store):
         rows = [(user, position, *event) for position, event in enumerate(events, start=first)]
         handle.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
         return first + len(rows)
+
+    def _add_once(
+        self, handle: sqlite3.Connection, user: str, events: Sequence[Event], key: str, content: str
+    ) -> Once | KeyReused:
+        now, mine = int(time.time()), (user, key)
+        text = "SELECT content, events FROM keys WHERE user = ? AND key = ? AND time > ?"
+        if before := handle.execute(text, (*mine, now - self.key_seconds)).fetchone():
+            return told(before, content, key)
+        count = self._add_events(handle, user, events)
+        handle.execute("DELETE FROM keys WHERE user = ? AND key = ?", mine)
+        row = (*mine, content, count, now)
+        number = handle.execute(
+            "INSERT INTO keys (user, key, content, events, time) VALUES (?, ?, ?, ?, ?)", row
+        ).lastrowid
+        handle.execute("DELETE FROM keys WHERE number <= ?", (number - self.most_keys,))
+        return Once(count, True)
 
     def _save_states(self, handle: sqlite3.Connection, states: Mapping[str, Stored]) -> None:
         rows = [(user, *stored) for user, stored in states.items()]

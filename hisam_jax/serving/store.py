@@ -30,12 +30,30 @@ class Stored(NamedTuple):
     time: int
 
 
+class Once(NamedTuple):
+    """How many events of a user there were after a request, and whether this call added its own."""
+
+    events: int
+    added: bool
+
+
+class KeyReused(Exception):
+    """A request's key was that of another request before."""
+
+
 class StoreAway(Exception):
     """The store cannot be reached: what is in memory can still be served."""
 
 
 class Store(abc.ABC):
-    """Writes go through one thread that commits all that wait together; what a future returns is kept."""
+    """Writes go through one thread that commits all that wait together; what a future returns is kept.
+
+    Attributes:
+        most_keys, key_seconds: how many keys of requests are remembered, and for how long.
+    """
+
+    most_keys = 100_000
+    key_seconds = 86_400
 
     def __init__(self):
         self._waiting: queue.SimpleQueue[tuple[Callable[[Any], Any], Future] | None] = queue.SimpleQueue()
@@ -45,6 +63,18 @@ class Store(abc.ABC):
     def add_events(self, user: str, events: Sequence[Event]) -> Future[int]:
         """Appends events to a user's; how many there are then."""
         return self._write(lambda handle: self._add_events(handle, user, events))
+
+    def add_events_once(self, user: str, events: Sequence[Event], key: str, content: str) -> Future[Once]:
+        """The same, unless a request of this user with this key did so before: then what that one was told.
+
+        Events and key are kept together or not at all. The future raises `KeyReused` where `content`, a digest of the
+        request, is another than that one's.
+        """
+        return self._write(lambda handle: self._add_once(handle, user, events, key, content))
+
+    def weakness(self) -> str | None:
+        """By which setting of the store an acknowledged write may be lost; None: none is known."""
+        return None
 
     def save_states(self, states: Mapping[str, Stored]) -> Future[None]:
         """Keeps states; each takes the place of the user's earlier one."""
@@ -61,6 +91,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def latest(self, user: str, most: int) -> tuple[int, list[Event]]:
         """`(position of the first, the latest events)`, oldest first."""
+
+    @abc.abstractmethod
+    def seen(self, user: str) -> list[str]:
+        """The items of all of a user's events, each once, in no order."""
 
     @abc.abstractmethod
     def state(self, user: str) -> Stored | None:
@@ -117,10 +151,22 @@ class Store(abc.ABC):
     def _add_events(self, handle: Any, user: str, events: Sequence[Event]) -> int: ...
 
     @abc.abstractmethod
+    def _add_once(
+        self, handle: Any, user: str, events: Sequence[Event], key: str, content: str
+    ) -> Once | KeyReused: ...
+
+    @abc.abstractmethod
     def _save_states(self, handle: Any, states: Mapping[str, Stored]) -> None: ...
 
     @abc.abstractmethod
     def _add_item(self, handle: Any, item_id: str, record: str) -> None: ...
+
+
+def told(before: tuple[str, int], content: str, key: str) -> Once | KeyReused:
+    """What a request is answered whose key is known, with the `(content, events)` of the one before."""
+    if before[0] != content:
+        return KeyReused(f"key {key!r} was that of another request of this user")
+    return Once(before[1], False)
 
 
 def open_store(url: str) -> Store:

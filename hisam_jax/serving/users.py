@@ -11,7 +11,7 @@ import numpy as np
 from hisam_jax.inference.histories import History
 from hisam_jax.inference.user_state import BrokenState, Form, UserState
 from hisam_jax.serving.metrics import Metrics
-from hisam_jax.serving.past import NOTHING, history_of, joined, latest_once
+from hisam_jax.serving.past import NOTHING, history_of, joined
 from hisam_jax.serving.release import Release
 from hisam_jax.serving.store import Event, Store, StoreAway, Stored
 
@@ -24,7 +24,7 @@ class Member:
 
     Attributes:
         state: of the model.
-        seen: rows of the latest items, oldest first, each once.
+        seen: rows of all items of the history, however long, ascending, each once.
         time: of the last event, 0 unknown.
         covered: stored events that `state` holds.
         kept: of those, how many a stored state holds too.
@@ -77,7 +77,7 @@ class Users:
         parts = [self._history(events, 0) for events in histories]
         states = self._release.engine.read(self._release.items, [history for history, _ in parts])
         return [
-            Member(state, self._seen(history.item), time, 0, 0, True)
+            Member(state, np.unique(history.item), time, 0, 0, True)
             for state, (history, time) in zip(states, parts, strict=True)
         ]
 
@@ -119,8 +119,8 @@ class Users:
         return self._made(user, first, events)
 
     def _latest(self, user: str) -> tuple[int, list[Event]]:
-        """As many events as a state or a list of seen items depends on, and one for its time."""
-        return self._store.latest(user, max(self._release.deep, self._release.engine.config.hidden) + 1)
+        """As many events as a state depends on, and one for its time."""
+        return self._store.latest(user, self._release.deep + 1)
 
     def _stored(self, user: str) -> tuple[UserState, Stored] | None:
         stored = self._store.state(user)
@@ -136,9 +136,8 @@ class Users:
         return dataclasses.replace(state, k=k, v=v), stored
 
     def _restored(self, user: str, first: int, events: Sequence[Event], state: UserState, stored: Stored) -> Member:
-        past, _ = self._release.past(user) or (NOTHING, 0)
-        item = np.concatenate([past.item, self._history(events[: stored.covered - first], 0)[0].item])
-        return Member(state, self._seen(item), stored.time, stored.covered, stored.covered, True)
+        seen = self._seen(user, first, events)
+        return Member(state, seen, stored.time, stored.covered, stored.covered, True)
 
     def _made(self, user: str, first: int, events: Sequence[Event]) -> Member:
         """A state of the dataset's history, unless stored events outnumber what a state depends on, and of those."""
@@ -148,7 +147,8 @@ class Users:
         whole = joined([base, history])
         (state,) = self._release.engine.read(self._release.items, [whole])
         covered = first + len(events)
-        return Member(state, self._seen(whole.item), time, covered, 0, past is not None or covered > 0)
+        seen = self._seen(user, first, events)
+        return Member(state, seen, time, covered, 0, past is not None or covered > 0)
 
     def _catch_up(self, new: dict[str, list[Event]]) -> None:
         for user in [user for user, events in new.items() if len(events) > ONE_BY_ONE or self._unsure(user)]:
@@ -169,8 +169,7 @@ class Users:
             grown = self._release.engine.append(self._release.items, states, events)
             for row, state in zip(known, grown, strict=True):
                 member, (history, time) = members[row], parts[row]
-                seen = self._seen(np.append(member.seen, history.item))
-                member.state, member.seen, member.time = state, seen, time
+                member.state, member.seen, member.time = state, np.union1d(member.seen, history.item), time
         for member in members:
             member.covered, member.known = member.covered + 1, True
 
@@ -193,5 +192,9 @@ class Users:
     def _history(self, events: Sequence[Event], time: int) -> tuple[History, int]:
         return history_of(events, self._release.names.row, time)
 
-    def _seen(self, item: np.ndarray) -> np.ndarray:
-        return latest_once(item, self._release.engine.config.hidden)
+    def _seen(self, user: str, first: int, events: Sequence[Event]) -> np.ndarray:
+        """Of the dataset, of the latest events, and where there are earlier ones, of all that are stored."""
+        past, _ = self._release.past(user) or (NOTHING, 0)
+        names = {event.item for event in events}.union(self._store.seen(user) if first else ())
+        row = self._release.names.row
+        return np.union1d(past.item, np.array([row[name] for name in names if name in row], np.int32))
