@@ -72,7 +72,8 @@ class Encoder(Protocol):
 class FittedEncoder(Protocol):
     """Items -> features by what was fitted before; `D` is always that of the features it was fitted with.
 
-    An item's numbers do not depend on the items beside it: alone or in another catalogue it gets the same bits.
+    An item's numbers do not depend on the items beside it: alone or in another catalogue it gets the same bits on the
+    same machine, from a pretrained network the same numbers to rounding.
     """
 
     def inputs(self, items: pl.DataFrame) -> str:
