@@ -211,6 +211,17 @@ def test_a_grown_catalogue_has_the_old_features_and_its_ids_extend(raw, old, tmp
     np.testing.assert_array_equal(second.full_codes()[rows], first.full_codes())
 
 
+def test_the_cache_keeps_behaviour_of_two_datasets_apart(raw, old, tmp_path):
+    """What is remembered lies in the features, not in the encoder's own files, which are the same."""
+    double = lambda path: np.save(path / "features" / "behaviour.npy", 2 * old.features["behaviour"])  # noqa: E731
+    other = copied(old, tmp_path / "other", double)
+    arguments = {"images": raw[0] / "pictures", "cache_dir": tmp_path / "cache"}
+    for name, source in (("a", old), ("b", other)):
+        prepare("movielens", raw[0], tmp_path / name, **arguments, encoders_from=source.path)
+        made = Dataset.load(tmp_path / name)
+        np.testing.assert_array_equal(made.features["behaviour"], source.features["behaviour"])
+
+
 def test_the_second_growth_starts_from_the_first(raw, old, tmp_path):
     arguments = {"images": raw[1] / "pictures", "cache_dir": tmp_path / "cache"}
     prepare("movielens", raw[1], tmp_path / "a", **arguments, encoders_from=old.path)

@@ -102,14 +102,16 @@ class Remembered:
         item_ids: `[I]`.
         values_ID: float32.
         present_I: bool.
+        digest: of all of them.
     """
 
     item_ids: pl.Series
     values_ID: np.ndarray
     present_I: np.ndarray
+    digest: str
 
     def inputs(self, items: pl.DataFrame) -> str:
-        return sha256_of("\0".join(items["item_id"].to_list()))
+        return sha256_of(self.digest, "\0".join(items["item_id"].to_list()))
 
     def encode(self, items: pl.DataFrame) -> Features:
         known = pl.DataFrame({"item_id": self.item_ids, "row": np.arange(len(self.item_ids))})

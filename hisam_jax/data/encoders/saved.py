@@ -136,7 +136,9 @@ def _restored(fitted: Fitted, modality: str, name: str, dataset: Dataset) -> Fit
     if fitted.kind in _PRETRAINED:
         return SameModel.of(make_encoder(modality, name), fitted)
     if fitted.kind == PpmiSvd.name:
-        return Remembered(dataset.items["item_id"], dataset.features[modality], dataset.present[modality])
+        own = ("items.parquet", f"features/{modality}.npy", f"features/{modality}.present.npy")
+        digest = sha256_of(*(dataset.manifest["files"][name] for name in own))
+        return Remembered(dataset.items["item_id"], dataset.features[modality], dataset.present[modality], digest)
     return _LEARNED[fitted.kind](fitted)
 
 
