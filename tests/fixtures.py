@@ -49,7 +49,7 @@ def tiny_dataset(
         np.add.at(train_count, sequence.item[sequence.split == TRAIN], 1)
     _write_tables(root, sequences, train_count)
     if thumbnails:
-        rows = [{"item": i, "jpeg": _jpeg(i)} for i in range(items) if i % 10]
+        rows = [{"item": i, "jpeg": jpeg(i)} for i in range(items) if i % 10]
         pl.DataFrame(rows, schema={"item": pl.Int32, "jpeg": pl.Binary}).write_parquet(root / "thumbnails.parquet")
     lengths = [len(sequence) for sequence in sequences]
     manifest = {
@@ -137,7 +137,7 @@ def _write_tables(root: Path, sequences: list[UserSequence], train_count: np.nda
     ).write_parquet(root / "users.parquet")
 
 
-def _jpeg(item: int) -> bytes:
+def jpeg(item: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (16, 24), (item * 37 % 256, item * 91 % 256, 128)).save(stream, "JPEG")
     return stream.getvalue()

@@ -75,7 +75,7 @@ def test_defaults_are_those_of_the_functions_behind():
     behind = {name: entry.default for name, entry in inspect.signature(prepare).parameters.items()}
     assert flags["cache"] is behind["cache_dir"] is None
     shared = flags.keys() & behind.keys() - {"source", "raw", "out"}
-    assert len(shared) == 11 and {name: flags[name] for name in shared} == {name: behind[name] for name in shared}
+    assert len(shared) == 12 and {name: flags[name] for name in shared} == {name: behind[name] for name in shared}
 
 
 @pytest.mark.parametrize("source", READERS)

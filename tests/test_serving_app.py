@@ -1,6 +1,7 @@
 """The service in process, over a tiny run: what requests do, what is refused, and that scores are the engine's."""
 
 import asyncio
+import base64
 import dataclasses
 import shutil
 import time
@@ -11,7 +12,10 @@ import pytest
 from hisam_jax.errors import UserError
 from hisam_jax.inference.histories import History
 from hisam_jax.serving.store import Event
+from tests.fixtures import jpeg
 from tests.serving_fixtures import LIMITS, Warm, load, serving_each, tiny_run, train_tiny
+
+PICTURE = base64.b64encode(jpeg(1)).decode()
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,10 @@ def test_filters_compose(served):
         ("/releases", {"workdir": "/etc"}, 409, "folder under"),
         ("/releases", {"workdir": "\0"}, 409, "folder under"),
         ("/items", {"item": "new", "like": "i1", "features": {"text": [1.0]}}, 422, "both"),
+        ("/items", {"item": "new", "like": "i1", "text": "words"}, 422, "both text and like"),
+        ("/items", {"item": "new", "title": "words"}, 422, "no fitted encoder of text"),
+        ("/items", {"item": "new", "picture": PICTURE}, 422, "no fitted encoder of image"),
+        ("/items", {"item": "new", "features": {"image": [0.5] * 12}, "text": "words"}, 422, "before they were kept"),
         ("/releases", {}, 422, "one of"),
         ("/releases", {"roll_back": True}, 409, "no release"),
     ],

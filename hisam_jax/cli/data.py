@@ -32,15 +32,25 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--text-encoder",
         metavar="NAME",
-        default="tfidf_svd",
-        help="tfidf_svd, word_vectors (knows synonyms), sentence_transformers:NAME, precomputed:FILE or none",
+        help="tfidf_svd, word_vectors (knows synonyms), sentence_transformers:NAME, precomputed:FILE or none (default: "
+        "tfidf_svd, or that of --encoders-from)",
     )
-    add("--image-encoder", metavar="NAME", default="hog_color", help="hog_color, clip:NAME, precomputed:FILE or none")
+    add(
+        "--image-encoder",
+        metavar="NAME",
+        help="hog_color, clip:NAME, precomputed:FILE or none (default: hog_color, or that of --encoders-from)",
+    )
     add(
         "--behaviour-encoder",
         metavar="NAME",
-        default="none",
-        help="ppmi_svd (which items users took together in training), precomputed:FILE or none",
+        help="ppmi_svd (which items users took together in training), precomputed:FILE or none (default: none, or that "
+        "of --encoders-from)",
+    )
+    add(
+        "--encoders-from",
+        metavar="DATASET",
+        help="a prepared dataset whose fitted encoders are used: features of unchanged items stay equal, so that "
+        "`hisam ids --extend` goes from its IDs to those of the grown catalogue (default: fit on the training items)",
     )
     add(
         "--min-user",
@@ -102,6 +112,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         text_encoder=arguments.text_encoder,
         image_encoder=arguments.image_encoder,
         behaviour_encoder=arguments.behaviour_encoder,
+        encoders_from=arguments.encoders_from,
         min_user=arguments.min_user,
         min_item=arguments.min_item,
         seed=arguments.seed,

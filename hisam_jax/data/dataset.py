@@ -1,4 +1,7 @@
-"""The prepared dataset on disk: manifest, items, users, features, thumbnails and ArrayRecord sequences."""
+"""The prepared dataset on disk: manifest, items, users, features, thumbnails and ArrayRecord sequences.
+
+Beside them `encoders/`, of what was fitted (`hisam_jax.data.encoders.saved`); older datasets have none.
+"""
 
 from __future__ import annotations
 

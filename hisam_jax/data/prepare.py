@@ -12,9 +12,9 @@ from typing import Any
 import polars as pl
 
 from hisam_jax.data import local_events, splits
-from hisam_jax.data.dataset import COLD_ITEM_EVENTS, write_manifest
+from hisam_jax.data.dataset import COLD_ITEM_EVENTS, Dataset, write_manifest
 from hisam_jax.data.disk import native_disk_errors
-from hisam_jax.data.features import write_features
+from hisam_jax.data.features import encoder_names, write_features
 from hisam_jax.data.prepared import Prepared, Settings
 from hisam_jax.data.readers import read
 from hisam_jax.data.readers.base import RawData
@@ -31,9 +31,10 @@ def prepare(
     *,
     images: str | os.PathLike | None = None,
     protocol: str = "leave_one_out",
-    text_encoder: str = "tfidf_svd",
-    image_encoder: str = "hog_color",
-    behaviour_encoder: str = "none",
+    text_encoder: str | None = None,
+    image_encoder: str | None = None,
+    behaviour_encoder: str | None = None,
+    encoders_from: str | os.PathLike | None = None,
     min_user: int = 1,
     min_item: int = 1,
     seed: int = 0,
@@ -49,7 +50,11 @@ def prepare(
     Args:
         source, raw, images, reader_options: what to read, see `hisam_jax.data.readers.read`; the shop gets `seed` too.
         protocol: one of `splits.PROTOCOLS`.
-        text_encoder, image_encoder, behaviour_encoder: names for `make_encoder`; `none` leaves the modality out.
+        text_encoder, image_encoder, behaviour_encoder: names for `make_encoder`; `none` leaves the modality out. None
+            takes that of `encoders_from`, else `tfidf_svd`, `hog_color` and `none`.
+        encoders_from: a prepared dataset whose fitted encoders are used; nothing is fitted then, an unchanged item's
+            features are equal in every bit, and IDs of that dataset can be extended to this one. An item that it lacks
+            has no behaviour.
         min_user, min_item: events that every user and item has in the end (k-core, to a fixed point).
         seed: of the order of the indices and of the tie-break among equal times.
         max_history: latest events that a model is to see of a user; recorded, the records are whole.
@@ -63,7 +68,8 @@ def prepare(
         The manifest.
 
     Raises:
-        UserError: input that cannot be used, with its file, line and field; a full disk.
+        UserError: input that cannot be used, with its file, line and field; a dataset without fitted encoders, or with
+            others than asked for; a full disk.
     """
     given = {name: value for name, value in locals().items() if runner or not name.startswith("runner")}
     arguments = {name: _plain(value) for name, value in sorted(given.items())}
@@ -71,6 +77,10 @@ def prepare(
     out = output_path(out, "out")
     cache_dir = None if cache_dir is None else output_path(cache_dir, "cache")
     started = time.monotonic()
+    old = None if encoders_from is None else Dataset.load(encoders_from)
+    asked = {"text": text_encoder, "image": image_encoder, "behaviour": behaviour_encoder}
+    encoders = encoder_names(asked, old)
+    arguments |= {f"{modality}_encoder": encoders[modality] for modality in asked}
     prepare_events = _on_beam(runner, runner_options or {}) if runner or runner_options else local_events.prepare_events
     options = {**({"seed": seed} if source == "shop" else {}), **(reader_options or {})}
     data = read(source, raw, images, **options)
@@ -79,14 +89,13 @@ def prepare(
             "the source has no timestamps to cut at", path=data.interactions_path, field="protocol",
             expected="leave_one_out or per_user_time",
         )  # fmt: skip
-    settings = Settings(protocol, min_user, min_item, seed, max_rejected, need_liked=behaviour_encoder == "ppmi_svd")
+    need_liked = encoders["behaviour"] == "ppmi_svd" and old is None
+    settings = Settings(protocol, min_user, min_item, seed, max_rejected, need_liked)
     with atomic_directory(out, holds="users.parquet") as folder, native_disk_errors():
         prepared = prepare_events(data, folder, settings)
         items, thumbnails, broken = _with_pictures(_item_table(data, prepared))
-        encoders = {"text": text_encoder, "image": image_encoder}
-        encoders |= {"behaviour": behaviour_encoder} if behaviour_encoder != "none" else {}
         modalities, dropped, refused = write_features(
-            folder / "features", items, data, encoders, cache_dir, prepared.liked
+            folder / "features", items, data, encoders, cache_dir, prepared.liked, old
         )
         _write_tables(folder, prepared, items, thumbnails, data.truth)
         broken_image = {"broken_image": max(broken, refused.pop("broken_image", 0))}
@@ -103,7 +112,7 @@ def prepare(
                 "has_ratings": data.has_ratings,
                 "has_actions": data.has_ratings,
                 "max_history": max_history,
-                "fit": "train items",
+                "fit": "train items" if old is None else "train items of the dataset that encoders_from names",
                 "tie_break": "seeded" if data.has_timestamps else "file order",
                 "arguments": arguments,
                 "seconds": round(time.monotonic() - started, 2),

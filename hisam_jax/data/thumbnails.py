@@ -37,9 +37,16 @@ def make_thumbnails(images: Sequence[str | None]) -> tuple[pl.DataFrame, np.ndar
 
 
 def thumbnail(path: str | Path) -> bytes | None:
-    """A JPEG of at most WIDTH x HEIGHT, the file's own bytes where they are one; None for an unreadable picture."""
+    """`small_jpeg` of a file; None too where it is not there."""
     try:
-        data = Path(path).read_bytes()
+        return small_jpeg(Path(path).read_bytes())
+    except (OSError, ValueError):  # the latter of a path with a null byte
+        return None
+
+
+def small_jpeg(data: bytes) -> bytes | None:
+    """A JPEG of at most WIDTH x HEIGHT, `data` itself where it is one; None for an unreadable picture."""
+    try:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return None

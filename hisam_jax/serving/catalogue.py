@@ -30,6 +30,9 @@ class Added:
         ids: checksum of the table that `codes` extends.
         day: on which it came, counted from 1970.
         removed: no longer served.
+        text: as given.
+        picture: a small JPEG in base64; empty: none.
+        encoded: modality -> checksum of the encoder that made these features of its words or its picture.
     """
 
     item_id: str
@@ -40,6 +43,9 @@ class Added:
     ids: str = ""
     day: int = 0
     removed: bool = False
+    text: str = ""
+    picture: str = ""
+    encoded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

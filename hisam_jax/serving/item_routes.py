@@ -36,7 +36,7 @@ async def item(item: str, service: In) -> schemas.ItemOut:
 async def picture(item: str, service: In) -> Response:
     """A small JPEG of an item."""
     release = service.serving().release
-    jpeg = release.picture(_row(release, item))
+    jpeg = release.stock.picture(_row(release, item))
     if jpeg is None:
         raise Refusal(404, f"no picture of item {item!r}")
     return Response(jpeg, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
@@ -44,12 +44,16 @@ async def picture(item: str, service: In) -> Response:
 
 @router.post("/items", status_code=201)
 async def add_item(body: schemas.ItemIn, service: In) -> schemas.ItemOut:
-    """Gives a new item an ID by the frozen tokenizer; no other ID moves, and it is recommendable at once."""
+    """Gives a new item an ID by the frozen tokenizer; no other ID moves, and it is recommendable at once.
+
+    Features that are not given are made of its words and its picture by the encoders that the dataset was prepared
+    with."""
     release = service.serving().release
-    if not body.features and not body.like and body.item not in release.names.row:
-        raise Refusal(404, f"no item {body.item!r} to have back; a new one needs features or like")
-    item = Added(body.item, body.title, tuple(body.categories), body.features)
-    await service.add_item(item, body.like)
+    if not body.told and body.item not in release.names.row:
+        needs = "title, text, categories, picture, features or like"
+        raise Refusal(404, f"no item {body.item!r} to have back; a new one needs {needs}")
+    item = Added(body.item, body.title, tuple(body.categories), body.features, text=body.text)
+    await service.add_item(item, body.like, body.picture)
     return item_out(release, release.names.row[body.item])
 
 
@@ -70,7 +74,7 @@ def item_out(release: Release, row: int) -> schemas.ItemOut:
     names = release.names
     return schemas.ItemOut(
         item=names.ids[row], title=names.titles[row], 
-        picture=release.picture(row) is not None, codes=release.stock.codes(row),
+        picture=release.stock.picture(row) is not None, codes=release.stock.codes(row),
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Release:
         ids = local(run.info["ids"], "ids")
         tokenizer = registry.load_tokenizer(ids) if (ids / "tokenizer.json").is_file() else None
         check_bound(run, tokenizer)
-        self.workdir, self._run, self.names, self._base = run.workdir, run, names, len(names.ids)
+        self.workdir, self._run, self.names = run.workdir, run, names
         self.checksums = checksums(run, ids)
         self.id = sha256_of(*(f"{name}={value}" for name, value in sorted(self.checksums.items())))[:16]
         self.engine = Engine(assembly.model, run.scorer.params, config or engine_config(run, limits))
@@ -80,10 +80,6 @@ class Release:
         time = self._run.assembly.dataset.sequence(row).timestamp
         features = self._run.reader.features(row)
         return History(features["item"], features["action"], features["gap"]), int(time[-1]) if len(time) else 0
-
-    def picture(self, row: int) -> bytes | None:
-        """A JPEG, of items of the dataset."""
-        return self._run.assembly.dataset.thumbnail(row) if row < self._base else None
 
     @functools.cached_property
     def popular(self) -> list[int]:

@@ -103,28 +103,49 @@ class AnswerOut(BaseModel):
 
 
 class ItemIn(Strict):
-    """A new item, described by features or by an item that it is like; or one that was removed, to have back."""
+    """A new item, told by words and a picture, by features, or by an item that it is like; or one that was removed, to
+    have back as it was."""
 
     item: Id
     title: Annotated[str, Field(max_length=1000)] = ""
+    text: str = Field("", description="what else is said of it")
     categories: list[Id] = []
-    features: dict[str, list[Finite]] = Field({}, description="modality -> as many numbers as the release says")
-    like: Id | None = Field(None, description="an item whose features it gets")
+    picture: str | None = Field(
+        None,
+        description="a JPEG, PNG or WebP, within the bound of the request's body",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+    features: dict[str, list[Finite]] = Field(
+        {},
+        description="modality -> as many numbers as the release says; they win over words and picture, and title and "
+        "categories are encoded only without them",
+    )
+    like: Id | None = Field(None, description="an item whose features it gets; a picture is then only shown")
 
     model_config = ConfigDict(
         json_schema_extra={
             "not": {
-                "required": ["features", "like"],
-                "properties": {"features": {"minProperties": 1}, "like": {"type": "string"}},
+                "required": ["like"],
+                "properties": {"like": {"type": "string"}},
+                "anyOf": [
+                    {"required": ["features"], "properties": {"features": {"minProperties": 1}}},
+                    {"required": ["text"], "properties": {"text": {"minLength": 1}}},
+                ],
             }
         }
     )
 
     @model_validator(mode="after")
     def _one(self):
-        if self.features and self.like is not None:
-            raise ValueError("both features and like; expected one of them")
+        for name in ("features", "text"):
+            if getattr(self, name) and self.like is not None:
+                raise ValueError(f"both {name} and like; expected one of them")
         return self
+
+    @property
+    def told(self) -> bool:
+        """Whether anything is told of it."""
+        return any((self.title, self.text, self.categories, self.picture, self.features, self.like))
 
 
 class ItemOut(BaseModel):

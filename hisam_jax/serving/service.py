@@ -12,6 +12,7 @@ from typing import Any
 from hisam_jax.errors import UserError
 from hisam_jax.serving.catalogue import Added, today
 from hisam_jax.serving.core import Core, Serving
+from hisam_jax.serving.describing import checked_picture
 from hisam_jax.serving.errors import Refusal, busy, unknown_item
 from hisam_jax.serving.explaining import Because, Why
 from hisam_jax.serving.release import Release
@@ -35,8 +36,17 @@ class Service(Core):
         finally:
             self._explaining -= 1
 
-    async def add_item(self, item: Added, like: str | None = None) -> Added:
-        """Gives a new item an ID and keeps it; it can be recommended from then on."""
+    async def add_item(self, item: Added, like: str | None = None, picture: str | None = None) -> Added:
+        """Gives a new item an ID and keeps it; it can be recommended from then on.
+
+        Args:
+            item: new, or one that was removed.
+            like: an item whose features it gets.
+            picture: in base64.
+
+        Raises:
+            Refusal: it is there already, what it is told by cannot be used, or no ID can be given.
+        """
         async with self.changing:
             release = self.serving().release
             if release.serves(item.item_id):
@@ -45,6 +55,8 @@ class Service(Core):
                 if like not in release.names.row:
                     raise unknown_item(like)
                 item = dataclasses.replace(item, features=release.stock.features_of(like))
+            if item.item_id not in release.names.row:
+                item = await asyncio.to_thread(_described, release, item, picture, like is None)
             added = await asyncio.to_thread(_put, release, dataclasses.replace(item, day=today()))
             await self._keep_item(added, lambda: release.stock.remove(item.item_id))
             return added
@@ -113,6 +125,15 @@ def _resolved(workdir: str) -> Path | None:
         return Path(workdir).resolve()
     except (ValueError, OSError):  # no file can have such a name
         return None
+
+
+def _described(release: Release, item: Added, picture: str | None, encode: bool) -> Added:
+    try:
+        data, small = (None, "") if picture is None else checked_picture(picture)
+        item = dataclasses.replace(item, picture=small)
+        return release.stock.describer.described(item, data) if encode else item
+    except UserError as error:
+        raise Refusal(422, str(error)) from error
 
 
 def _put(release: Release, item: Added) -> Added:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.inference.engine import Engine, Items
 from hisam_jax.serving.catalogue import Added, Names, Shelf, today
+from hisam_jax.serving.describing import Describer
 from hisam_jax.tokenizer.extension import extend
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.tokenizer.trie import build_trie
@@ -21,6 +23,8 @@ from hisam_jax.tokenizer.trie import build_trie
 
 class Stock:
     """Holds `items`, which an engine reads; replaced whole when one comes or goes.
+
+    Its `describer` makes features of what is told of a new one.
 
     Args:
         dataset: the catalogue that the model was trained on.
@@ -36,6 +40,7 @@ class Stock:
     ):  # fmt: skip
         self._dataset, self._table, self._first, self._tokenizer = dataset, table, table.checksum, tokenizer
         self._shelf, self._names, self._engine = shelf, names, engine
+        self.describer = Describer(dataset)
         self._added: dict[str, Added] = {}
         self._lock = threading.Lock()
         self._trie = build_trie(table.full_codes(), table.vocab_sizes, shelf.capacity)
@@ -67,6 +72,13 @@ class Stock:
         dataset, row = self._dataset, self._names.row[item_id]
         return {name: np.asarray(x[row]).tolist() for name, x in dataset.features.items() if dataset.present[name][row]}
 
+    def picture(self, row: int) -> bytes | None:
+        """A small JPEG of an item, None where there is none."""
+        added = self._added.get(self._names.ids[row])
+        if added is None:
+            return self._dataset.thumbnail(row)
+        return base64.b64decode(added.picture) if added.picture else None
+
     def add(self, item: Added) -> Added:
         """Gives a new item an ID by the frozen tokenizer, no other moved, and serves it; brings back a removed one.
 
@@ -90,7 +102,7 @@ class Stock:
         if row >= self._shelf.capacity:
             raise UserError(f"no room for another item, {row} are there", hint="start with a larger --room")
         if not item.codes or item.ids != self._first:
-            item = self._coded(item)
+            item = self._coded(self.describer.again(item))
         table = _longer(self._table, item)
         trie = build_trie(table.full_codes(), table.vocab_sizes, like=self._trie)
         self._shelf.put(row, item, table.codes_IL[row], self._names)

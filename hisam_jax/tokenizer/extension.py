@@ -230,9 +230,9 @@ def _recode(
             f"the frozen tokenizer gives {len(rows)} items of the table other codes than they have: same are {shares}",
             field="features",
             expected=f"at least {AGREEMENT:.0%} of each group",
-            hint="encoders that learn from the catalogue (tfidf_svd, word_vectors, hog_color, "
-            "ppmi_svd) were fitted again on the "
-            "new one: prepare both catalogues with the same pretrained or precomputed features",
+            hint="encoders that learn from the catalogue (tfidf_svd, word_vectors, hog_color, ppmi_svd) were fitted "
+            "again on the new one: prepare it with `--encoders-from` the old one, or both with the same pretrained or "
+            "precomputed features",
         )
     return {"items": len(rows), "agreement": agreement}
 

@@ -16,7 +16,7 @@ import polars as pl
 import scipy.sparse
 from sklearn.utils.extmath import randomized_svd
 
-from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.data.encoders.base import Features, Fitted, absent, describe, scatter
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_of
 
@@ -91,7 +91,34 @@ class PpmiSvd:
         values_ID = (left_ID * np.sqrt(singular_D))[:, kept]
         norm_I = np.linalg.norm(values_ID, axis=1)
         known_I = norm_I > RANK_TOLERANCE * norm_I.max()
-        return scatter(len(items), known_I, values_ID[known_I])
+        return scatter(len(items), known_I, values_ID[known_I], fitted=Fitted(self.name))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Remembered:
+    """Vectors of items that were there when they were fitted, by id; behaviour tells nothing of any other: absent.
+
+    Attributes:
+        item_ids: `[I]`.
+        values_ID: float32.
+        present_I: bool.
+        digest: of all of them.
+    """
+
+    item_ids: pl.Series
+    values_ID: np.ndarray
+    present_I: np.ndarray
+    digest: str
+
+    def inputs(self, items: pl.DataFrame) -> str:
+        return sha256_of(self.digest, "\0".join(items["item_id"].to_list()))
+
+    def encode(self, items: pl.DataFrame) -> Features:
+        known = pl.DataFrame({"item_id": self.item_ids, "row": np.arange(len(self.item_ids))})
+        found = items.select("item_id").join(known, on="item_id", how="left", maintain_order="left")["row"]
+        row_I = found.fill_null(-1).to_numpy().astype(np.int64)
+        rows = np.flatnonzero((row_I >= 0) & self.present_I[row_I])
+        return scatter(len(items), rows, self.values_ID[row_I[rows]], fitted=Fitted(PpmiSvd.name))
 
 
 def ppmi(

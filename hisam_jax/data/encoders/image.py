@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import joblib
@@ -13,7 +13,7 @@ import polars as pl
 from PIL import Image, ImageOps
 from skimage.feature import hog
 
-from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.data.encoders.base import Features, Fitted, absent, describe, scatter
 from hisam_jax.files import sha256_file, sha256_of
 
 HEIGHT, WIDTH = 96, 64  # the shape of a poster; anything else is stretched to it
@@ -36,25 +36,69 @@ class HogColor:
     name: ClassVar[str] = "hog_color"
 
     def fingerprint(self) -> str:
-        return describe(self, 1, ("numpy", "pillow", "scikit-image"))
+        return describe(self, 2, ("numpy", "pillow", "scikit-image"))
 
     def inputs(self, items: pl.DataFrame, fit_rows: np.ndarray) -> str:
         return sha256_of("\0".join(picture_digests(items["image"].to_list())), fit_rows)
 
     def encode(self, items: pl.DataFrame, fit_rows: np.ndarray) -> Features:
-        paths = items["image"].to_list()
-        rows = np.flatnonzero([bool(path) for path in paths])
-        described = map_pictures(describe_picture, [paths[row] for row in rows])
-        readable = np.array([found is not None for found in described], np.bool_)
-        rejected = {"broken_image": int(np.sum(~readable))}
-        rows = rows[readable]
-        if not fit_rows[rows].any():
-            return absent(len(items), rejected)
-        shape_ND = np.stack([found[0] for found in described if found is not None])
-        color_ND = np.stack([found[1] for found in described if found is not None])
-        descriptors_ND = np.concatenate([_unit_variance(x, fit_rows[rows]) for x in (shape_ND, color_ND)], axis=1)
-        mean_D, directions_DK = principal_directions(descriptors_ND[fit_rows[rows]], self.dim)
-        return scatter(len(items), rows, (descriptors_ND - mean_D) @ directions_DK, rejected)
+        found = describe_pictures(items["image"].to_list())
+        fit_N = fit_rows[found.rows]
+        if not fit_N.any():
+            return absent(len(items), found.rejected)
+        scale_D = np.concatenate([_spread(x_ND[fit_N]) for x_ND in (found.shape_ND, found.color_ND)])
+        mean_D, directions_DK = principal_directions(found.scaled(scale_D)[fit_N], self.dim)
+        return FittedHogColor(scale_D, mean_D, directions_DK).project(found, len(items))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedHogColor:
+    """What descriptors are divided by and their mean, float32 `[D]`, and the directions float32 `[D, K]`."""
+
+    scale_D: np.ndarray
+    mean_D: np.ndarray
+    directions_DK: np.ndarray
+
+    @classmethod
+    def of(cls, fitted: Fitted) -> FittedHogColor:
+        """What `project` told of itself."""
+        return cls(*(fitted.arrays[name] for name in ("scale", "mean", "directions")))
+
+    def inputs(self, items: pl.DataFrame) -> str:
+        return sha256_of("\0".join(picture_digests(items["image"].to_list())))
+
+    def encode(self, items: pl.DataFrame) -> Features:
+        return self.project(describe_pictures(items["image"].to_list()), len(items))
+
+    def project(self, found: Described, items: int) -> Features:
+        """Features of the readable pictures among so many items."""
+        arrays = {"scale": self.scale_D, "mean": self.mean_D, "directions": self.directions_DK}
+        values_NK = _each_alone(found.scaled(self.scale_D) - self.mean_D, self.directions_DK)
+        return scatter(items, found.rows, values_NK, found.rejected, Fitted(HogColor.name, arrays=arrays))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Described:
+    """Descriptors `[N, S]` and `[N, C]` of the readable pictures, their rows `[N]`, and how many were not readable."""
+
+    rows: np.ndarray
+    shape_ND: np.ndarray
+    color_ND: np.ndarray
+    rejected: Mapping[str, int]
+
+    def scaled(self, scale_D: np.ndarray) -> np.ndarray:
+        """Both beside each other, divided."""
+        return np.concatenate([self.shape_ND, self.color_ND], axis=1) / scale_D
+
+
+def describe_pictures(paths: Sequence[str | None]) -> Described:
+    """What the pictures are to the encoder before anything is fitted."""
+    rows = np.flatnonzero([bool(path) for path in paths])
+    described = map_pictures(describe_picture, [paths[row] for row in rows])
+    readable = np.array([found is not None for found in described], np.bool_)
+    kept = [found for found in described if found is not None] or [_descriptors(Image.new("RGB", (WIDTH, HEIGHT)))]
+    shape_ND, color_ND = (np.stack([found[part] for found in kept])[: readable.sum()] for part in (0, 1))
+    return Described(rows[readable], shape_ND, color_ND, {"broken_image": int(np.sum(~readable))})
 
 
 def picture_digests(paths: Sequence[str | None]) -> list[str]:
@@ -105,6 +149,10 @@ def describe_picture(path: str) -> tuple[np.ndarray, np.ndarray] | None:
     small = picture.resize(
         (WIDTH, HEIGHT), Image.Resampling.BOX if min(picture.size) >= WIDTH else Image.Resampling.BILINEAR
     )
+    return _descriptors(small)
+
+
+def _descriptors(small: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     return shape_descriptor(small), color_descriptor(small)
 
 
@@ -155,6 +203,15 @@ def _spectrum_of_few(centred_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return singular**2, directions.T
 
 
-def _unit_variance(x_ND: np.ndarray, fit_N: np.ndarray) -> np.ndarray:
-    spread = np.sqrt(x_ND[fit_N].var(axis=0, dtype=np.float64).sum())
-    return x_ND / np.float32(spread) if spread > 0 else x_ND
+def _spread(x_ND: np.ndarray) -> np.ndarray:
+    """`[D]` of one number: what divides the descriptors to a total variance of 1."""
+    spread = np.sqrt(x_ND.var(axis=0, dtype=np.float64).sum())
+    return np.full(x_ND.shape[1], spread if spread > 0 else 1, np.float32)
+
+
+def _each_alone(x_ND: np.ndarray, directions_DK: np.ndarray) -> np.ndarray:
+    """`x @ directions`, each row's bits whatever the other rows are: a product of matrices rounds by a row's place."""
+    out_NK = np.empty((len(x_ND), directions_DK.shape[1]), np.float32)
+    for x_D, out_K in zip(x_ND, out_NK, strict=True):
+        np.matmul(x_D, directions_DK, out=out_K)
+    return out_NK

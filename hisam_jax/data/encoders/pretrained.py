@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from hisam_jax.data.encoders.base import Features, absent, scatter
+from hisam_jax.data.encoders.base import Encoder, Features, Fitted, absent, scatter
 from hisam_jax.data.encoders.image import open_picture, picture_digests
 from hisam_jax.data.encoders.text import item_texts
 from hisam_jax.errors import UserError
@@ -61,7 +61,8 @@ class SentenceTransformerText:
         with _loading(folder):
             model = sentence_transformers.SentenceTransformer(str(folder), device=self.device, local_files_only=True)
         options = {"batch_size": self.batch_size, "show_progress_bar": False, "convert_to_numpy": True}
-        return scatter(len(items), rows, model.encode([texts[row] for row in rows], **options).astype(np.float32))
+        values_ND = model.encode([texts[row] for row in rows], **options).astype(np.float32)
+        return scatter(len(items), rows, values_ND, fitted=_same_model(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,38 @@ class ClipImage:
         rejected = {"broken_image": int(np.sum(~readable))}
         if not vectors:
             return absent(len(items), rejected)
-        return scatter(len(items), rows[readable], np.concatenate(vectors), rejected)
+        return scatter(len(items), rows[readable], np.concatenate(vectors), rejected, _same_model(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class SameModel:
+    """A pretrained encoder once more; its model must be the very one."""
+
+    encoder: Encoder
+
+    @classmethod
+    def of(cls, encoder: Encoder, fitted: Fitted) -> SameModel:
+        """The encoder, made anew from its name.
+
+        Raises:
+            UserError: another model bears the name now.
+        """
+        if _same_model(encoder).options != fitted.options:
+            raise UserError(
+                "another model than the one that made the features", path=model_folder(encoder.source),
+                expected=f"files of digest {fitted.options.get('model')}",
+            )  # fmt: skip
+        return cls(encoder)
+
+    def inputs(self, items: pl.DataFrame) -> str:
+        return self.encoder.inputs(items, np.zeros(len(items), np.bool_))
+
+    def encode(self, items: pl.DataFrame) -> Features:
+        return self.encoder.encode(items, np.zeros(len(items), np.bool_))
+
+
+def _same_model(encoder: Encoder) -> Fitted:
+    return Fitted(encoder.name, {"model": folder_digest(encoder.source)})
 
 
 def model_folder(source: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -11,11 +12,14 @@ import scipy.sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
-from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.data.encoders.base import Features, Fitted, absent, describe, scatter
 from hisam_jax.files import sha256_of
 
 MAX_TERMS = 100_000  # keeps the vocabulary of a million-item catalogue in memory
 RANK_TOLERANCE = 1e-5  # singular values below this share of the largest are rounding, which standardising would blow up
+
+WORD = r"(?u)\w+"
+PAIRS: Mapping[str, Any] = {"ngram_range": (1, 2), "sublinear_tf": True}
 
 V = TypeVar("V", bound=CountVectorizer)
 
@@ -34,7 +38,7 @@ class TfidfSvd:
     name: ClassVar[str] = "tfidf_svd"
 
     def fingerprint(self) -> str:
-        return describe(self, 1, ("numpy", "scipy", "scikit-learn"))
+        return describe(self, 2, ("numpy", "scipy", "scikit-learn"))
 
     def inputs(self, items: pl.DataFrame, fit_rows: np.ndarray) -> str:
         return sha256_of("\0".join(item_texts(items)), fit_rows)
@@ -47,7 +51,35 @@ class TfidfSvd:
         terms = vectorizer.transform(texts)
         known = np.diff(terms.indptr) > 0
         directions_DV = fit_svd(terms[np.flatnonzero(fit_rows & known)], self.dim, self.seed)
-        return scatter(len(items), known, terms[np.flatnonzero(known)] @ directions_DV.T)
+        return FittedTfidf(vectorizer, np.ascontiguousarray(directions_DV.T, np.float32)).project(terms)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedTfidf:
+    """The vocabulary with its weights, and the directions float32 `[V, D]`."""
+
+    vectorizer: TfidfVectorizer
+    directions_VD: np.ndarray
+
+    @classmethod
+    def of(cls, fitted: Fitted) -> FittedTfidf:
+        """What `project` told of itself."""
+        vectorizer = known_words(TfidfVectorizer, fitted.arrays["terms"], **PAIRS)
+        vectorizer.idf_ = fitted.arrays["idf"]
+        return cls(vectorizer, fitted.arrays["directions"])
+
+    def inputs(self, items: pl.DataFrame) -> str:
+        return sha256_of("\0".join(item_texts(items)))
+
+    def encode(self, items: pl.DataFrame) -> Features:
+        return self.project(self.vectorizer.transform(item_texts(items)))
+
+    def project(self, terms: scipy.sparse.csr_matrix) -> Features:
+        """Features of the items with any known term, of TF-IDF rows `[I, V]`."""
+        known = np.diff(terms.indptr) > 0
+        values_ND = terms[np.flatnonzero(known)].astype(np.float32) @ self.directions_VD
+        arrays = {"terms": packed_words(self.vectorizer), "idf": self.vectorizer.idf_, "directions": self.directions_VD}
+        return scatter(terms.shape[0], known, values_ND, fitted=Fitted(TfidfSvd.name, arrays=arrays))
 
 
 def item_texts(items: pl.DataFrame) -> list[str]:
@@ -64,7 +96,7 @@ def fit_tfidf(texts: list[str]) -> TfidfVectorizer | None:
     One-letter words stay ("M" and "Z" are titles). Terms of a single item tell nothing about others and go, except in
     catalogues so small, or so diverse, that nothing else would be left.
     """
-    return fit_words(TfidfVectorizer, texts, ngram_range=(1, 2), sublinear_tf=True)
+    return fit_words(TfidfVectorizer, texts, **PAIRS)
 
 
 def training_texts(texts: list[str], fit_rows: np.ndarray) -> list[str]:
@@ -76,10 +108,21 @@ def fit_words(kind: type[V], texts: list[str], **options: Any) -> V | None:
     """A scikit-learn vectorizer over words of enough items, or of any where else none is left; None without words."""
     for least in (_least_items(len(texts)), 1):
         try:
-            return kind(min_df=least, max_features=MAX_TERMS, token_pattern=r"(?u)\w+", **options).fit(texts)
+            return kind(min_df=least, max_features=MAX_TERMS, token_pattern=WORD, **options).fit(texts)
         except ValueError:  # scikit-learn's word for an empty vocabulary
             continue
     return None
+
+
+def packed_words(vectorizer: CountVectorizer) -> np.ndarray:
+    """The vocabulary in its order as bytes; no term holds a line's end."""
+    return np.frombuffer("\n".join(vectorizer.get_feature_names_out()).encode(), np.uint8)
+
+
+def known_words(kind: type[V], packed: np.ndarray, **options: Any) -> V:
+    """A vectorizer over the very words that `packed_words` was given, in their order."""
+    words: Sequence[str] = packed.tobytes().decode().split("\n")
+    return kind(vocabulary=words, token_pattern=WORD, **options)
 
 
 def fit_svd(terms_NV: scipy.sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:

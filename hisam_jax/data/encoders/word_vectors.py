@@ -15,9 +15,16 @@ import polars as pl
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.extmath import randomized_svd
 
-from hisam_jax.data.encoders.base import Features, absent, describe, scatter
+from hisam_jax.data.encoders.base import Features, Fitted, absent, describe, scatter
 from hisam_jax.data.encoders.behaviour import Interactions, ppmi
-from hisam_jax.data.encoders.text import RANK_TOLERANCE, fit_words, item_texts, training_texts
+from hisam_jax.data.encoders.text import (
+    RANK_TOLERANCE,
+    fit_words,
+    item_texts,
+    known_words,
+    packed_words,
+    training_texts,
+)
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_of
 
@@ -56,7 +63,7 @@ class WordVectors:
             raise UserError(f"value {self.weight}", field=f"{self.name}.weight", expected="more than 0")
 
     def fingerprint(self) -> str:
-        return describe(self, 1, ("numpy", "scipy", "scikit-learn"))
+        return describe(self, 2, ("numpy", "scipy", "scikit-learn"))
 
     def inputs(self, items: pl.DataFrame, fit_rows: np.ndarray) -> str:
         return sha256_of("\0".join(item_texts(items)), fit_rows)
@@ -72,15 +79,14 @@ class WordVectors:
             return absent(len(items))
         counts_IV = vectorizer.transform(texts).astype(np.float32)
         share_V = np.asarray(counts_IV[np.flatnonzero(fit_rows)].mean(0)).ravel()
-        values_ID = np.asarray(counts_IV.multiply(self.weight / (self.weight + share_V)).tocsr() @ vectors_VD)
-        known = np.linalg.norm(values_ID, axis=1) > RANK_TOLERANCE
-        fitted = known & fit_rows
-        spread_D = values_ID[fitted].std(0)
-        kept = spread_D > RANK_TOLERANCE * max(spread_D.max(initial=0), RANK_TOLERANCE)
-        if not kept.any():
+        weighted_VD = vectors_VD * (self.weight / (self.weight + share_V))[:, None].astype(np.float32)
+        values_ID = counts_IV @ weighted_VD
+        fitted = (np.linalg.norm(values_ID, axis=1) > RANK_TOLERANCE) & fit_rows
+        mean_D, spread_D = values_ID[fitted].mean(0), values_ID[fitted].std(0)
+        kept_D = spread_D > RANK_TOLERANCE * max(spread_D.max(initial=0), RANK_TOLERANCE)
+        if not kept_D.any():
             return absent(len(items))
-        values_ID = (values_ID[:, kept] - values_ID[fitted][:, kept].mean(0)) / spread_D[kept]
-        return scatter(len(items), known, values_ID[known])
+        return FittedWordVectors(vectorizer, weighted_VD, mean_D, np.where(kept_D, spread_D, 0)).standardise(values_ID)
 
     def _vectors(self, vectorizer: CountVectorizer, texts: list[str]) -> np.ndarray | None:
         """[V, D] of unit variance a column over words; None where no two words stand together more than by chance."""
@@ -90,6 +96,36 @@ class WordVectors:
         size = min(self.dim, len(vectorizer.vocabulary_))
         left_VD, singular_D, _ = randomized_svd(ppmi_VV, size, n_oversamples=32, n_iter=5, random_state=self.seed)
         return left_VD[:, singular_D > RANK_TOLERANCE * singular_D[0]].astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedWordVectors:
+    """The words' weighted vectors float32 `[V, D]`; mean and spread `[D]` of their sums, 0 of a column left out."""
+
+    vectorizer: CountVectorizer
+    vectors_VD: np.ndarray
+    mean_D: np.ndarray
+    spread_D: np.ndarray
+
+    @classmethod
+    def of(cls, fitted: Fitted) -> FittedWordVectors:
+        """What `standardise` told of itself."""
+        vectorizer = known_words(CountVectorizer, fitted.arrays["words"], binary=True)
+        return cls(vectorizer, *(fitted.arrays[name] for name in ("vectors", "mean", "spread")))
+
+    def inputs(self, items: pl.DataFrame) -> str:
+        return sha256_of("\0".join(item_texts(items)))
+
+    def encode(self, items: pl.DataFrame) -> Features:
+        return self.standardise(self.vectorizer.transform(item_texts(items)).astype(np.float32) @ self.vectors_VD)
+
+    def standardise(self, sums_ID: np.ndarray) -> Features:
+        """Features of the items whose sums are no rounding."""
+        known, kept_D = np.linalg.norm(sums_ID, axis=1) > RANK_TOLERANCE, self.spread_D > 0
+        values_ND = (sums_ID[known][:, kept_D] - self.mean_D[kept_D]) / self.spread_D[kept_D]
+        arrays = {"vectors": self.vectors_VD, "mean": self.mean_D, "spread": self.spread_D}
+        fitted = Fitted(WordVectors.name, arrays={"words": packed_words(self.vectorizer)} | arrays)
+        return scatter(len(sums_ID), known, values_ND, fitted=fitted)
 
 
 def _word_events(vectorizer: CountVectorizer, texts: list[str]) -> Interactions:
