@@ -11,7 +11,7 @@ from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.items import _row
 from hisam_jax.models.rope import rotate, rotation
 from hisam_jax.scaling.flops import block_weights
-from tests.model_fixtures import ITEMS, LEVELS, small_batch, small_catalog, small_model, small_params
+from tests.model_fixtures import ITEMS, LEVELS, small_batch, small_catalog, small_model, small_params, traced_gradient
 
 VARIANTS = {
     "hmat": {},
@@ -167,6 +167,15 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(catalog):
     one, other = (jax.jit(f)(params, batch, jax.random.key(0))[0] for f in (loss32, loss16))
     assert other.dtype == jnp.float32
     assert float(other) == pytest.approx(float(one), rel=0.03)
+
+
+@pytest.mark.parametrize("block", ["transformer", "hstu"])
+def test_a_step_of_the_flat_model_is_placed_on_a_mesh_that_splits_rows_and_heads(block, catalog):
+    """Traced, not run: an explicit mesh refuses what has no place."""
+    model = small_model(anchors=False, block=block, heads=4, kv_heads=2)
+    gradient = traced_gradient(model, catalog, np.zeros((ITEMS, LEVELS + 1), np.int32))
+    out = gradient["blocks"]["out"] if block == "hstu" else gradient["blocks"]["attention"]["out"]
+    assert tuple(out["w"].sharding.spec)[1] == "tensor"
 
 
 @pytest.mark.parametrize("name", ["flat", "hstu"])

@@ -28,7 +28,7 @@ from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.tokenizer.trie import build_trie
 from hisam_jax.training.run import train
 from tests.fixtures import tiny_dataset
-from tests.model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, small_params
+from tests.model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, small_params, traced_gradient
 
 KNOWN = ITEMS - 3  # of `small_catalog`: the last three were never trained
 WIDTH = 12
@@ -258,3 +258,13 @@ def _items(run):
 def test_a_window_longer_than_the_positions_is_refused(folder):
     with pytest.raises(UserError, match=r"model.positions.*at least data.window, 16"):
         train(folder / "dataset", folder / "ids", _config(positions=8), folder / "other")
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_a_step_is_placed_on_a_mesh_that_splits_rows_and_tables(loss):
+    """Traced, not run: an explicit mesh refuses what has no place."""
+    items = 8192
+    catalog = make_catalog(np.zeros((items, LEVELS)), {}, {}, np.arange(items) < items - 3)
+    model = SASRec(SASRecConfig(width=16, heads=2, positions=16, loss=loss), (SIZE + 1,) * LEVELS, 0, items)
+    gradient = traced_gradient(model, catalog, np.zeros((items, LEVELS), np.int32))
+    assert gradient["item_encoder"]["table"].sharding.spec[0] == ("fsdp", "tensor")

@@ -56,8 +56,9 @@ def over_devices(attend: Callable[..., jax.Array], q, k, v, segment_BN, *by_head
         raise UserError(problem, field="mesh", expected="1 for flat attention, which reads every token")
     heads, biases = jax.P(axes.batch or None, None, None, axes.heads or None), jax.P(axes.heads or None)
     specs = (heads, heads, heads, jax.P(axes.batch or None), *(biases for _ in by_head))
-    by_head = tuple(shard(x, biases) for x in by_head)
-    return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, segment_BN, *by_head)
+    arrays = (shard(x, spec) for x, spec in zip((q, k, v, segment_BN, *by_head), specs, strict=True))
+    out = jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)(*arrays)
+    return shard(out, jax.P(*SPECS.batch, None, "tensor"))
 
 
 class Attention(nn.Module):

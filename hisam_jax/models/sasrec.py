@@ -16,13 +16,14 @@ import jax.numpy as jnp
 
 from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
-from hisam_jax.inference.top_items import NONE
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.heads import after_item, weighted_mean
 from hisam_jax.models.layers import Dropout, Embed
 from hisam_jax.models.negatives import draw_negatives
 from hisam_jax.models.softmax import log_sum_exp
 from hisam_jax.sharding import BATCH, SPECS, look_up, padded_rows, shard, where
+
+NONE = -1e30  # a score below every other, as `inference.top_items` has it
 
 
 @dataclasses.dataclass(frozen=True)
