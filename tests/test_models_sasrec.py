@@ -3,31 +3,19 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
-from hisam_jax.config import load_config
-from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
-from hisam_jax.evaluation.run import evaluate
-from hisam_jax.inference.export import export
 from hisam_jax.inference.histories import History
 from hisam_jax.inference.plain_scorer import PlainScorer
-from hisam_jax.inference.recommend import recommend
-from hisam_jax.inference.run import load_run
 from hisam_jax.models.catalog import make_catalog
 from hisam_jax.models.heads import make_objective
 from hisam_jax.models.negatives import draw_negatives
 from hisam_jax.models.sasrec import SASRec, SASRecConfig, forward_flops, places
 from hisam_jax.models.softmax import log_sum_exp
-from hisam_jax.serving.limits import Limits
-from hisam_jax.serving.release import Release
-from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.tokenizer.trie import build_trie
-from hisam_jax.training.run import train
-from tests.fixtures import tiny_dataset
 from tests.model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, small_params, traced_gradient
 
 KNOWN = ITEMS - 3  # of `small_catalog`: the last three were never trained
@@ -213,51 +201,6 @@ def test_operations_are_those_of_the_weights_the_pairs_and_the_scores():
 def test_sizes_that_do_not_fit_are_refused_by_name(bad):
     with pytest.raises(UserError, match=f"model.{next(iter(bad))}"):
         SASRecConfig(**bad)
-
-
-def _config(**model):
-    small = {"width": 16, "mlp": 16, "layers": 1, "positions": 16, **model}
-    return ml_collections.ConfigDict(
-        {
-            "seed": 3,
-            "architecture": "sasrec",
-            "model": small,
-            "data": {"items_per_row": 32, "rows": 4, "window": 16},
-            "training": {"steps": 6, "log_every": 3, "save_every": 6, "monitor": "validation/retrieval/ndcg@10"},
-            "evaluation": {"resamples": 20, "rows": 16},
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sasrec")
-    tiny_dataset(root / "dataset", users=30, items=50, seed=1)
-    tokenize(root / "dataset", load_config("configs/tokenizer/random.py", {"random.sizes": "(8, 8)"}), root / "ids")
-    train(root / "dataset", root / "ids", _config(), root / "run")
-    return root
-
-
-def test_a_run_trains_evaluates_and_recommends_and_is_refused_where_it_is_not_served(folder):
-    result = evaluate(folder / "run")
-    assert {"recall@10", "ndcg@10"} <= set(result["retrieval"]) and not {"generation", "ranking"} & set(result)
-    user = Dataset.load(folder / "dataset").users["user_id"][5]
-    rows, run = recommend(folder / "run", user=user, k=50), load_run(folder / "run")
-    known = {name for name, trained in zip(*_items(run), strict=True) if trained}
-    seen = set(run.assembly.dataset.items["item_id"][run.assembly.dataset.sequence(5).item.tolist()])
-    assert {row["item_id"] for row in rows} == known - seen
-    for refused in (lambda: export(folder / "run", folder / "release"), lambda: Release(run, Limits())):
-        with pytest.raises(UserError, match="architecture 'sasrec' is a baseline"):
-            refused()
-
-
-def _items(run):
-    return run.assembly.dataset.items["item_id"].to_list(), run.assembly.dataset.train_items
-
-
-def test_a_window_longer_than_the_positions_is_refused(folder):
-    with pytest.raises(UserError, match=r"model.positions.*at least data.window, 16"):
-        train(folder / "dataset", folder / "ids", _config(positions=8), folder / "other")
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
