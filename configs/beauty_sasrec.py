@@ -4,6 +4,8 @@ Papers: SASRec (arXiv 1808.09781), the loss (arXiv 2309.07602). Hardware: 2 CPU 
 Commands: hisam prepare --source sequences --raw DIR --out DATASET --image-encoder none
           hisam tokenize --dataset DATASET --config configs/tokenizer/random.py --out IDS    (any IDs: none is read)
           hisam train --dataset DATASET --ids IDS --config configs/beauty_sasrec.py --workdir RUN
+Test, seen items masked: recall@10 .0803, ndcg@10 .0463 (unmasked .0715, .0358) after 8 passes over the data, one seed;
+its validation curve had not turned. Published are .0859 and .0503 (arXiv 2309.07602).
 The loss of the first paper: add --config.model.loss=bce.
 """
 
