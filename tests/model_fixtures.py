@@ -6,8 +6,9 @@ import numpy as np
 
 from hisam_jax.models.catalog import make_catalog
 from hisam_jax.models.config import HMATConfig
-from hisam_jax.models.heads import make_objective
+from hisam_jax.models.heads import make_frozen, make_objective
 from hisam_jax.models.hmat import HMAT
+from hisam_jax.sharding import AXES, SPECS, shard
 
 ITEMS, LEVELS, SIZE = 40, 3, 8
 
@@ -53,3 +54,18 @@ def small_params(model, catalog, batch, seed=0):
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     moved = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, moved), loss_fn
+
+
+def traced_gradient(model, catalog, full, sizes=(2, 2, 2, 1)):
+    """Shapes and placements of a first step's gradient on an explicit mesh of these sizes, traced without devices."""
+    loss_fn, init_fn = make_objective(model, None, None)
+
+    def step():
+        batch = {name: shard(jnp.asarray(x), SPECS.batch) for name, x in small_batch(small_catalog(), rows=4).items()}
+        frozen = jax.tree.map(lambda x: shard(jnp.asarray(x), SPECS.rows), make_frozen(catalog, full))
+        params = init_fn(jax.random.key(0), batch, frozen)
+        return jax.grad(loss_fn, has_aux=True)(params, batch, jax.random.key(1), frozen)[0]
+
+    mesh = jax.sharding.AbstractMesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.eval_shape(step)

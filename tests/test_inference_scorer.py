@@ -17,6 +17,7 @@ VARIANTS = [
     {"anchor_token": False},
     {"actions": True, "ranking": 1.0, "window": 4},
     {"anchors": False, "actions": True, "ranking": 1.0},
+    {"anchors": False, "block": "hstu", "actions": True, "ranking": 1.0},
 ]
 
 

@@ -10,7 +10,8 @@ from hisam_jax.errors import UserError
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.items import _row
 from hisam_jax.models.rope import rotate, rotation
-from tests.model_fixtures import ITEMS, LEVELS, small_batch, small_catalog, small_model, small_params
+from hisam_jax.scaling.flops import block_weights
+from tests.model_fixtures import ITEMS, LEVELS, small_batch, small_catalog, small_model, small_params, traced_gradient
 
 VARIANTS = {
     "hmat": {},
@@ -19,6 +20,7 @@ VARIANTS = {
     "actions": {"actions": True, "ranking": 1.0},
     "flat": {"anchors": False},
     "flat_actions": {"anchors": False, "actions": True, "ranking": 1.0},
+    "hstu": {"anchors": False, "block": "hstu", "actions": True, "ranking": 1.0},
 }
 
 
@@ -75,7 +77,7 @@ def test_a_window_leaves_older_anchors_out(catalog):
     assert not reached[:3].any() and reached[3:6, -1].all() and not reached[3:5, :-1].any()
 
 
-@pytest.mark.parametrize("name", ["actions", "flat_actions"])
+@pytest.mark.parametrize("name", ["actions", "flat_actions", "hstu"])
 def test_a_click_logit_never_sees_its_own_action(name, catalog):
     model, batch = small_model(**VARIANTS[name]), small_batch(catalog)
     params, _ = small_params(model, catalog, batch)
@@ -103,7 +105,7 @@ def test_without_action_tokens_the_answer_is_not_in_the_anchor(catalog):
     np.testing.assert_array_equal(*states)
 
 
-@pytest.mark.parametrize("name", ["hmat", "last_code", "flat", "flat_actions"])
+@pytest.mark.parametrize("name", ["hmat", "last_code", "flat", "flat_actions", "hstu"])
 def test_a_code_is_predicted_without_seeing_it_or_what_follows(name, catalog):
     model, batch = small_model(**VARIANTS[name]), small_batch(catalog)
     params, _ = small_params(model, catalog, batch)
@@ -165,6 +167,24 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(catalog):
     one, other = (jax.jit(f)(params, batch, jax.random.key(0))[0] for f in (loss32, loss16))
     assert other.dtype == jnp.float32
     assert float(other) == pytest.approx(float(one), rel=0.03)
+
+
+@pytest.mark.parametrize("block", ["transformer", "hstu"])
+def test_a_step_of_the_flat_model_is_placed_on_a_mesh_that_splits_rows_and_heads(block, catalog):
+    """Traced, not run: an explicit mesh refuses what has no place."""
+    model = small_model(anchors=False, block=block, heads=4, kv_heads=2)
+    gradient = traced_gradient(model, catalog, np.zeros((ITEMS, LEVELS + 1), np.int32))
+    out = gradient["blocks"]["out"] if block == "hstu" else gradient["blocks"]["attention"]["out"]
+    assert tuple(out["w"].sharding.spec)[1] == "tensor"
+
+
+@pytest.mark.parametrize("name", ["flat", "hstu"])
+def test_operations_of_a_block_are_those_of_its_weights(name, catalog):
+    model, batch = small_model(**VARIANTS[name]), small_batch(catalog)
+    params, _ = small_params(model, catalog, batch)
+    leaves = jax.tree_util.tree_leaves_with_path(params["blocks"])
+    sizes = [leaf.size for path, leaf in leaves if jax.tree_util.keystr(path).endswith("['w']")]
+    assert sum(sizes) == model.config.layers * block_weights(model.config)
 
 
 def test_remat_changes_nothing(catalog):
@@ -232,7 +252,7 @@ def test_hashed_id_rows_stay_in_the_table_and_spread():
 @pytest.mark.parametrize(
     "bad",
     [{"window": 3, "anchors": False}, {"attention": "dense"}, {"negatives": 1}, {"softmax_items": -1}]
-    + [{"anchors": False, "attention": "tpu"}]
+    + [{"anchors": False, "attention": "tpu"}, {"block": "hstu"}]
     + [{"width": 30}, {"kv_heads": 3, "heads": 2}, {"generation": 0.0, "retrieval": 0.0}, {"width": 8, "heads": 4}],
 )
 def test_sizes_that_do_not_fit_are_refused(bad):

@@ -12,6 +12,7 @@ import numpy as np
 from hisam_jax.errors import UserError
 from hisam_jax.inference.histories import History
 from hisam_jax.inference.run import Run, load_run
+from hisam_jax.inference.top_items import NO_SCORE
 
 
 def recommend(
@@ -69,7 +70,7 @@ def recommend_items(run: Run, history: History, seen: np.ndarray, k: int) -> tup
     scores = scores.astype(np.float64)
     scores[seen] = -np.inf
     order = np.argsort(-scores, kind="stable")[:k]
-    order = order[np.isfinite(scores[order])]
+    order = order[scores[order] > NO_SCORE]
     return order, scores[order]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
@@ -17,7 +18,7 @@ from hisam_jax.kernels.flat_attention import flat_attention
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.layers import Dropout, Einsum, GatedMLP, RMSNorm
 from hisam_jax.models.rope import rotate
-from hisam_jax.sharding import BATCH, SPECS
+from hisam_jax.sharding import BATCH, SPECS, shard
 
 
 @flax.struct.dataclass
@@ -39,6 +40,25 @@ def _axes() -> Axes:
     present = jax.sharding.get_abstract_mesh().shape
     batch = tuple(name for name in BATCH if name in present)
     return Axes(batch, "context" if "context" in present else "", "tensor" if "tensor" in present else "")
+
+
+def over_devices(attend: Callable[..., jax.Array], q, k, v, segment_BN, *by_head: jax.Array) -> jax.Array:
+    """`attend` on each device's own rows and heads; the first axis of `by_head` is that of q's heads.
+
+    Raises:
+        UserError: the mesh splits the items of a row.
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), _axes()
+    if mesh.empty:
+        return attend(q, k, v, segment_BN, *by_head)
+    if axes.items and mesh.shape[axes.items] > 1:
+        problem = f"{mesh.shape[axes.items]} devices along {axes.items!r}"
+        raise UserError(problem, field="mesh", expected="1 for flat attention, which reads every token")
+    heads, biases = jax.P(axes.batch or None, None, None, axes.heads or None), jax.P(axes.heads or None)
+    specs = (heads, heads, heads, jax.P(axes.batch or None), *(biases for _ in by_head))
+    arrays = (shard(x, spec) for x, spec in zip((q, k, v, segment_BN, *by_head), specs, strict=True))
+    out = jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)(*arrays)
+    return shard(out, jax.P(*SPECS.batch, None, "tensor"))
 
 
 class Attention(nn.Module):
@@ -81,16 +101,7 @@ class Attention(nn.Module):
 
     def _flat(self, q, k, v, segment_BN):
         chunk = {"chunk": q.shape[1]} if self.config.attention == "dense" else {}
-        attend = functools.partial(flat_attention, **chunk)
-        mesh, axes = jax.sharding.get_abstract_mesh(), _axes()
-        if mesh.empty:
-            return attend(q, k, v, segment_BN)
-        if axes.items and mesh.shape[axes.items] > 1:
-            problem = f"{mesh.shape[axes.items]} devices along {axes.items!r}"
-            raise UserError(problem, field="mesh", expected="1 for flat attention, which reads every token")
-        heads = jax.P(axes.batch or None, None, None, axes.heads or None)
-        specs = (heads, heads, heads, jax.P(axes.batch or None))
-        return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, segment_BN)
+        return over_devices(functools.partial(flat_attention, **chunk), q, k, v, segment_BN)
 
     def _continue(self, q, k, v, past, item_BN, slots: int):
         past_k, past_v, index_BM = past

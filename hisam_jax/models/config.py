@@ -26,6 +26,8 @@ class HMATConfig:
         id_dropout: share of items whose item-id embedding is hidden in a training step, so that content must do.
         code_dropout: share of items whose code embeddings are hidden from their item vector in a training step.
         anchors: memory-anchor attention [stated]; False is full causal attention over all code tokens.
+        block: `transformer`, or `hstu` for the flat baseline: gated pointwise attention (arXiv 2402.17152), a bias by
+            distance, which has no use for `mlp`, `rope` and `qk_norm`.
         anchor_token: the anchor is a token of its own behind the codes [stated]; False: the group's last token carries
             the item vector and is the anchor, one token an item less [ours]. The flat baseline never has one.
         strict: anchors do not read earlier anchors [AnLLM's form].
@@ -57,6 +59,7 @@ class HMATConfig:
     id_dropout: float = 0.0
     code_dropout: float = 0.0
     anchors: bool = True
+    block: Literal["transformer", "hstu"] = "transformer"
     anchor_token: bool = True
     strict: bool = False
     rope: Literal["hierarchical", "flat", "none"] = "hierarchical"
@@ -102,6 +105,8 @@ class HMATConfig:
     def _check_attention(self) -> None:
         if self.window and not self.anchors:
             raise UserError(f"window {self.window}", field="model.anchors", expected="True with a window")
+        if self.block == "hstu" and self.anchors:
+            raise UserError("'hstu' with anchors", field="model.block", expected="model.anchors=False beside it")
         known = IMPLEMENTATIONS if self.anchors else ("dense",)
         if self.attention is not None and self.attention not in known:
             raise UserError(f"{self.attention!r}", field="model.attention", expected=f"None or {' or '.join(known)}")

@@ -14,6 +14,7 @@ import optax
 from hisam_jax.models.catalog import Catalog, padded
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.models.layers import einsum
+from hisam_jax.models.softmax import log_sum_exp
 from hisam_jax.sharding import BATCH, SPECS, look_up, shard, where
 
 WEIGHTS = ("rank_weight", "next_weight")
@@ -76,9 +77,24 @@ def retrieval_loss(model: HMAT, state_BNTD, batch, catalog: Catalog, *, determin
         loss_BN = _sampled(model, user_BND, next_BN, weight_BN, catalog, deterministic)
     else:
         vectors_ID = shard(model.item_vectors(catalog, deterministic=deterministic), SPECS.scored)
-        logits_BNI = where(jnp.asarray(catalog.trained_I), _scores(model, user_BND, vectors_ID), -1e30)
-        loss_BN = cross_entropy(logits_BNI, next_BN)
+        loss_BN = _over_all(model, user_BND, vectors_ID, catalog) - _dot(model, user_BND, vectors_ID, next_BN)
     return weighted_mean(loss_BN, weight_BN, batch, "next_weight")
+
+
+def _over_all(model: HMAT, user_BND: jax.Array, vectors_ID: jax.Array, catalog: Catalog) -> jax.Array:
+    """`[B, N]`: log of the sum of the exponentials of all training items' scores.
+
+    One column more takes the others out, so that the scores are one product.
+    """
+    dtype = model.config.compute_dtype
+    shut_I1 = jnp.where(shard(jnp.asarray(catalog.trained_I), SPECS.scored), 0.0, -1e30)[:, None]
+    query = jnp.concatenate([user_BND, jnp.ones_like(user_BND[..., :1])], axis=-1).astype(dtype)
+    return log_sum_exp(query, jnp.concatenate([vectors_ID, shut_I1], axis=1).astype(dtype))
+
+
+def _dot(model: HMAT, user_BND: jax.Array, vectors_ID: jax.Array, item_BN: jax.Array) -> jax.Array:
+    user, target = (x.astype(model.config.compute_dtype) for x in (user_BND, look_up(vectors_ID, item_BN, SPECS.batch)))
+    return (user.astype(jnp.float32) * target.astype(jnp.float32)).sum(-1)
 
 
 def _scores(model: HMAT, user_BND: jax.Array, vectors_CD: jax.Array) -> jax.Array:

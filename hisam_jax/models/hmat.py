@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from hisam_jax.models.blocks import Block, Cache
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.config import HMATConfig
+from hisam_jax.models.hstu import HSTUBlock
 from hisam_jax.models.items import ItemEncoder
 from hisam_jax.models.layers import Dropout, Einsum, Embed, RMSNorm
 from hisam_jax.models.rope import rotation
@@ -19,11 +20,11 @@ from hisam_jax.sharding import BATCH, SPECS, shard
 ACTIONS = 11  # 0 unknown, 1..10: half stars
 
 
-def _recomputed(remat: str) -> type[nn.Module]:
+def _recomputed(block: type[nn.Module], remat: str) -> type[nn.Module]:
     if remat == "none":
-        return Block
+        return block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "products" else None
-    return nn.remat(Block, prevent_cse=False, static_argnums=(7,), policy=policy)
+    return nn.remat(block, prevent_cse=False, static_argnums=(7,), policy=policy)
 
 
 class HMAT(nn.Module):
@@ -50,7 +51,8 @@ class HMAT(nn.Module):
         self.special = Embed(3, c.width)  # anchor, target, action
         self.action_table = Embed(ACTIONS, c.width)
         self.gap_projection = Einsum("...k,kd->...d", (3, c.width), scale=0.1)
-        self.blocks, self.final_norm = _recomputed(c.remat), RMSNorm()
+        self.blocks = _recomputed(HSTUBlock if c.block == "hstu" else Block, c.remat)
+        self.final_norm = RMSNorm()
         if c.ranking:
             self.click = Einsum("...d,d->...", (c.width,))
             self.click_bias = self.param("click_bias", nn.initializers.zeros, ())
@@ -109,6 +111,7 @@ class HMAT(nn.Module):
         past = None if cache is None else (cache.k, cache.v)
         index_BM = None if cache is None else cache.index_BM
         mode = c.rope if c.anchors or c.rope == "none" else "flat"
+        mode = "none" if c.block == "hstu" else mode  # it has a bias by distance
         turns = rotation(item_BN, jnp.arange(x_BNTD.shape[2]), c.head_width, mode=mode, slots=self.slots)
         places = item_BN, turns, segment_BN, index_BM, self.slots
         x_BNTD, (k, v) = stack(c, deterministic, name="blocks")(x_BNTD, past, *places)

@@ -22,6 +22,8 @@ import flax.linen as nn
 from hisam_jax.errors import UserError
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.hmat import HMAT
+from hisam_jax.models.sasrec import SASRec, SASRecConfig
+from hisam_jax.models.sasrec import forward_flops as sasrec_flops
 
 HEADS = ("ranking", "generation", "retrieval")
 
@@ -46,6 +48,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "hmat": Architecture(HMATConfig, HMAT),
+    "sasrec": Architecture(SASRecConfig, SASRec, sasrec_flops),
 }
 
 

@@ -40,6 +40,8 @@ def block_weights(config: HMATConfig) -> int:
     """Weights of one block's products."""
     heads = config.heads * config.head_width
     groups = config.kv_heads * config.head_width
+    if config.block == "hstu":
+        return config.width * (3 * heads + 2 * groups)
     return config.width * (2 * heads + 2 * groups + 3 * config.mlp)
 
 

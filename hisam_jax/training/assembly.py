@@ -131,6 +131,7 @@ class Assembly:
                 name: value
                 for name, value in dataclasses.asdict(self.configs.model).items()
                 if name not in ("attention", "remat")  # how it is computed: other devices may want it otherwise
+                and (name, value) != ("block", "transformer")  # runs from before there was another have no such field
             },
             "split_checksum": self.dataset.manifest["split"]["checksum"],
             "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
@@ -180,6 +181,7 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
     configs = Configs.of(config)
     data = Dataset.load(dataset)
     table = SemanticIDTable.load(ids, item_ids=data.items["item_id"].to_list())
+    _check_positions(configs)
     if configs.model.ranking and not data.manifest["has_ratings"]:
         raise UserError(
             f"weight {configs.model.ranking}",
@@ -193,6 +195,12 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
     vocab = tuple(level.size + 1 for level in table.levels)
     model = architecture(configs.architecture).module(configs.model, vocab, table.digit_size, data.num_items)
     return Assembly(configs, data, table, catalog, model)
+
+
+def _check_positions(configs: Configs) -> None:
+    positions, window = getattr(configs.model, "positions", None), configs.data.window
+    if positions is not None and positions < window:
+        raise UserError(f"{positions}", field="model.positions", expected=f"at least data.window, {window}")
 
 
 def _extras(ids: str | os.PathLike, names: Sequence[str], items: int) -> dict[str, np.ndarray]:

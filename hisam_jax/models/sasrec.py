@@ -1,0 +1,203 @@
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781): one token an item, causal self-attention, ids alone.
+
+Trained by its own loss, one negative a place, or by the softmax over all training items, which lifts it well above its
+published figures (Klenitskiy and Vasilev 2023, arXiv 2309.07602).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hisam_jax.config import check_least
+from hisam_jax.errors import UserError
+from hisam_jax.models.catalog import Catalog
+from hisam_jax.models.heads import after_item, weighted_mean
+from hisam_jax.models.layers import Dropout, Embed
+from hisam_jax.models.negatives import draw_negatives
+from hisam_jax.models.softmax import log_sum_exp
+from hisam_jax.sharding import BATCH, SPECS, look_up, padded_rows, shard, where
+
+NONE = -1e30  # a score below every other, as `inference.top_items` has it
+
+
+@dataclasses.dataclass(frozen=True)
+class SASRecConfig:
+    """Sizes and the loss.
+
+    Attributes:
+        width: of the embeddings and of every block.
+        layers: number of blocks.
+        heads: of the attention; divide `width`.
+        mlp: hidden units of the point-wise feed-forward; the paper has `width` of them.
+        dropout: on embeddings, attention weights and both residual branches.
+        positions: learned positions, at least `data.window`; they count from a user's first item in the row.
+        loss: `bce`: the next item against one that the user's window does not hold, each by binary cross-entropy;
+            `cross_entropy`: softmax over all items with training events.
+        retrieval: weight of that loss, the only one.
+        dtype: of the computation; parameters, softmax and scores stay float32.
+    """
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 1
+    mlp: int = 64
+    dropout: float = 0.2
+    positions: int = 50
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    retrieval: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        check_least(self, "model", width=1, layers=1, heads=1, mlp=1, positions=2)
+        if self.width % self.heads:
+            raise UserError(f"{self.heads}", field="model.heads", expected=f"a divisor of width, {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"value {self.dropout}", field="model.dropout", expected="0 or more, below 1")
+        if not self.retrieval > 0:
+            raise UserError(f"value {self.retrieval}", field="model.retrieval", expected="more than 0: the only head")
+
+    @property
+    def ranking(self) -> float:
+        return 0.0
+
+    @property
+    def generation(self) -> float:
+        return 0.0
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def anchors(self) -> bool:
+        """Every item reads every earlier one, so that a mesh cannot split the items of a row."""
+        return False
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.dtype)
+
+
+class SASRec(nn.Module):
+    """See `models.registry` for the methods; `vocab` and `digit` are of IDs, which it does not read.
+
+    An item without training events has a zero vector as input and, as a zero would beat a negative score, a score of
+    -1e30: it is never found. Queries and item vectors are one wider than the model for that.
+    """
+
+    config: SASRecConfig
+    vocab: tuple[int, ...]
+    digit: int
+    items: int
+
+    def setup(self):
+        c = self.config
+        self.item_encoder = Embed(padded_rows(self.items), c.width, spec=SPECS.rows)
+        self.positions = Embed(c.positions, c.width)
+        self.blocks = [SASRecBlock(c) for _ in range(c.layers)]
+        self.final_norm = nn.LayerNorm(dtype=jnp.float32)
+
+    @nn.compact
+    def states(self, batch, catalog: Catalog, *, deterministic: bool = True) -> jax.Array:
+        """float32 `[B, N, D]`: of each place, the query for what comes next."""
+        c = self.config
+        segment_BN = shard(batch["segment"], jax.P(BATCH))
+        place_BN = places(segment_BN)
+        item_BND = self._vectors_of(batch["item"], catalog) * c.width**0.5
+        x_BND = shard(item_BND, jax.P(BATCH)) + look_up(self.positions.table, place_BN, jax.P(BATCH))
+        x_BND = Dropout(c.dropout, deterministic)(x_BND).astype(c.compute_dtype)
+        for block in self.blocks:
+            x_BND = block(x_BND, segment_BN, deterministic)
+        return shard(self.final_norm(x_BND), SPECS.batch)
+
+    def losses(self, batch, catalog: Catalog, *, deterministic: bool) -> dict[str, jax.Array]:
+        """`{"retrieval": nats per next item}`."""
+        state_BND = self.states(batch, catalog, deterministic=deterministic)
+        next_BN, weight_BN = after_item(batch["item"]), after_item(batch["next_weight"])
+        score_BN = (state_BND * self._vectors_of(next_BN, catalog)).sum(-1)
+        if self.config.loss == "bce":
+            loss_BN = jax.nn.softplus(-score_BN) + self._against_one(state_BND, batch, catalog)
+        else:
+            loss_BN = log_sum_exp(_query(state_BND), shard(self.item_vectors(catalog), SPECS.scored)) - score_BN
+        return {"retrieval": weighted_mean(loss_BN, weight_BN, batch, "next_weight")}
+
+    def item_vectors(self, catalog: Catalog) -> jax.Array:
+        """`[I, D + 1]`: the embedding, then 0, or -1e30 for an item that was never trained."""
+        trained_I1 = shard(jnp.asarray(catalog.trained_I), SPECS.rows)[:, None]
+        table_ID = shard(self.item_encoder.table[: catalog.items], SPECS.rows)
+        return jnp.concatenate([table_ID * trained_I1, jnp.where(trained_I1, 0.0, NONE)], axis=1)
+
+    def users_of(self, batch, catalog: Catalog) -> jax.Array:
+        """`[B, D + 1]`: the state of each row's last event, then 1."""
+        state_BND = self.states(batch, catalog)
+        last_B = jnp.maximum((batch["segment"] > 0).sum(1) - 1, 0)
+        return _query(jnp.take_along_axis(state_BND, last_B[:, None, None], axis=1)[:, 0])
+
+    def everything(self, batch, catalog: Catalog) -> jax.Array:
+        """Touches every parameter; only for initialisation."""
+        return self.states(batch, catalog)
+
+    def _vectors_of(self, item_BN: jax.Array, catalog: Catalog) -> jax.Array:
+        known_BN = look_up(jnp.asarray(catalog.trained_I), item_BN, SPECS.batch)
+        return self.item_encoder(item_BN, SPECS.batch) * known_BN[..., None]
+
+    def _against_one(self, state_BND, batch, catalog: Catalog) -> jax.Array:
+        key, trained_I = self.make_rng("dropout"), shard(jnp.asarray(catalog.trained_I), SPECS.whole)
+        item_BN, there_BN = draw_negatives(key, batch["item"], batch["segment"], trained_I)
+        score_BN = (state_BND * self.item_encoder(item_BN, SPECS.batch)).sum(-1)
+        return jax.nn.softplus(score_BN) * there_BN
+
+
+class SASRecBlock(nn.Module):
+    """`x + dropout(attention(norm(x)))`, then `x + dropout(feed-forward(norm(x)))`."""
+
+    config: SASRecConfig
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array, segment_BN: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        drop, dtype = Dropout(c.dropout, deterministic), c.compute_dtype
+        y_BND = nn.LayerNorm(dtype=dtype, name="norm_attention")(x_BND)
+        x_BND = x_BND + drop(self._attend(y_BND, segment_BN, drop))
+        y_BND = nn.LayerNorm(dtype=dtype, name="norm_mlp")(x_BND)
+        hidden_BNF = drop(jax.nn.relu(nn.Dense(c.mlp, dtype=dtype, name="in")(y_BND)))
+        return x_BND + drop(nn.Dense(c.width, dtype=dtype, name="out")(hidden_BNF))
+
+    def _attend(self, y_BND: jax.Array, segment_BN: jax.Array, drop: Dropout) -> jax.Array:
+        """As the paper has it: no biases, no projection behind it."""
+        c = self.config
+        shape = (*y_BND.shape[:2], c.heads, c.width // c.heads)
+        q, k, v = (
+            nn.Dense(c.width, use_bias=False, dtype=c.compute_dtype, name=name)(y_BND).reshape(shape) for name in "qkv"
+        )
+        scores = jnp.einsum("bnhk,bmhk->bhnm", q, k, preferred_element_type=jnp.float32) * shape[-1] ** -0.5
+        mask_BNN = segment_BN[:, :, None] == segment_BN[:, None]  # padding reads padding, and nothing reads it
+        mask_BNN &= jnp.tril(jnp.ones(mask_BNN.shape[1:], bool))
+        weights = jax.nn.softmax(where(mask_BNN[:, None], scores, NONE), axis=-1)
+        return jnp.einsum("bhnm,bmhk->bnhk", drop(weights).astype(v.dtype), v).reshape(y_BND.shape)
+
+
+def places(segment_BN: jax.Array) -> jax.Array:
+    """int32 `[B, N]`: how many items of the same segment come before each; a segment is a run of equal numbers."""
+    index_N = jnp.arange(segment_BN.shape[1], dtype=jnp.int32)
+    begins_BN = jnp.concatenate([jnp.ones_like(segment_BN[:, :1]), jnp.diff(segment_BN, axis=1)], axis=1) != 0
+    return index_N - jax.lax.cummax(jnp.where(begins_BN, index_N, 0), axis=1)
+
+
+def forward_flops(config: SASRecConfig, items: int, lengths: Sequence[int]) -> int:
+    """Operations of a forward pass over histories of these lengths, by the rules of `scaling.flops`."""
+    read, width = sum(lengths), config.width
+    weights = config.layers * (3 * width**2 + 2 * width * config.mlp)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    scored = items if config.loss == "cross_entropy" else 2
+    return int(2 * read * (weights + width * scored) + 4 * pairs * width * config.layers)
+
+
+def _query(state_xD: jax.Array) -> jax.Array:
+    return jnp.concatenate([state_xD, jnp.ones_like(state_xD[..., :1])], axis=-1)
