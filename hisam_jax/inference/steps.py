@@ -88,8 +88,10 @@ def generate(
 ) -> tuple[jax.Array, jax.Array]:
     """`(leaf, logp)` `[B, beams]`: the most probable IDs with an allowed item, see `beam_search`."""
 
+    allowed = None if allowed_BI is None else trie.allowed(jnp.asarray(allowed_BI))
+
     def run(module):
-        return beam_search(module, read_BD, cache, items_B, trie, beams=beams, allowed_BI=allowed_BI)
+        return beam_search(module, read_BD, cache, items_B, trie, beams=beams, allowed=allowed)
 
     return model.apply({"params": params}, method=run)
 
@@ -149,7 +151,11 @@ def hybrid(
 
 
 def _unless_new(items_B, item_Bk, score_Bk, popularity_I, allowed_BI, k: int) -> tuple[jax.Array, jax.Array]:
-    """The most popular allowed items in place of those of users without history."""
-    score, item = jax.lax.top_k(jnp.where(allowed_BI, popularity_I, NONE), min(k, popularity_I.shape[0]))
-    new_B1 = (items_B == 0)[:, None]
-    return jnp.where(new_B1, item, item_Bk), jnp.where(new_B1, score, score_Bk)
+    """The most popular allowed items in place of those of users without history; nothing is sorted where none is."""
+
+    def popular(item_Bk, score_Bk):
+        score, item = jax.lax.top_k(jnp.where(allowed_BI, popularity_I, NONE), min(k, popularity_I.shape[0]))
+        new_B1 = (items_B == 0)[:, None]
+        return jnp.where(new_B1, item, item_Bk), jnp.where(new_B1, score, score_Bk)
+
+    return jax.lax.cond((items_B == 0).any(), popular, lambda *same: same, item_Bk, score_Bk)
