@@ -40,6 +40,7 @@ class EngineConfig:
         sharing: of the items that share an ID, how many are returned.
         hidden: the most items that a request may hide, e.g. seen ones; the latest count.
         cold: cold items that join a hybrid's candidates.
+        cold_every: of as many places of a hybrid's list, one may be theirs; 1: any.
         approximate: retrieval by `jax.lax.approx_max_k`.
     """
 
@@ -51,10 +52,11 @@ class EngineConfig:
     sharing: int = 4
     hidden: int = 512
     cold: int = 50
+    cold_every: int = 10
     approximate: bool = False
 
     def __post_init__(self):
-        check_least(self, "serve", k=1, sharing=1, hidden=0, cold=0)
+        check_least(self, "serve", k=1, sharing=1, hidden=0, cold=0, cold_every=1)
         for name in ("rows", "lengths", "candidates"):
             sizes = getattr(self, name)
             if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 1:
@@ -308,7 +310,8 @@ class Engine:
             return self._run["generate_items"](self.params, items.trie, *common, beams=c.beams, k=k, sharing=c.sharing)
         return self._run["hybrid"](
             self.params, items.catalog, items.trie, items.vectors_ID, items.popularity_I, items.cold_I, cache, read_BD,
-            items_B, gap_B, facts, request, beams=c.beams, k=k, sharing=c.sharing, cold=min(c.cold, k), by=by,
+            items_B, gap_B, facts, request, beams=c.beams, k=k, sharing=c.sharing, cold=min(c.cold, k),
+            cold_every=c.cold_every, by=by,
         )  # fmt: skip
 
     def _parts(self, count: int) -> Iterator[np.ndarray]:
@@ -376,6 +379,6 @@ _LIST_STEPS = {
     "retrieve": (_retrieve, ("k",)),
     "retrieve_approximate": (functools.partial(_retrieve, approximate=True), ("k",)),
     "generate_items": (_generate, ("k", "beams", "sharing")),
-    "hybrid": (_hybrid, ("k", "beams", "sharing", "cold", "by")),
+    "hybrid": (_hybrid, ("k", "beams", "sharing", "cold", "cold_every", "by")),
     "explain": (explain.explain, ("way",)),
 }

@@ -12,7 +12,6 @@ import numpy as np
 from hisam_jax.errors import UserError
 from hisam_jax.tokenizer.collisions import order_of
 
-
 WORD = 32  # bits, 2^5
 
 
