@@ -47,9 +47,8 @@ class Asked:
         return self.beams * SHARING + (self.cold if self.way == "hybrid" else 0)
 
 
-ASKED = (Asked("retrieval"), Asked("generation", beams=20), Asked("generation"))
-ASKED += (Asked("hybrid", cold=0), Asked("hybrid", every=1), Asked("hybrid"), Asked("hybrid", beams=20))
-ASKED += (Asked("hybrid", beams=400), Asked("hybrid", "ranking"))
+ASKED = (Asked("retrieval"), Asked("generation"), Asked("hybrid", cold=0), Asked("hybrid", every=1), Asked("hybrid"))
+ASKED += (Asked("hybrid", beams=20), Asked("hybrid", "ranking"))
 
 
 def run(work: Path, quick: bool = False) -> dict[str, Any]:
