@@ -27,8 +27,8 @@ an item, target and action tokens. A request appends the latest event to the use
 it; without a cache it reads the whole history and then ranks. All four take turns at every request. The flat baseline
 keeps keys and values of every token, HMAT those of anchors. Dollars: a million requests at {PRICE} dollars a core and
 hour, {CORES} cores, by the median. GFLOP: products with weights and allowed pairs of the request, counted from the
-shapes, 2 a multiply-add. Parameters are random: what is timed does not depend on them; what such models find after the
-same training stands in the next section.
+shapes, 2 a multiply-add. Parameters are random: what is timed does not depend on them. What both find, cached and not,
+after the same training: part `recall`.
 """
 VARIANTS = ("HMAT, cache", "HMAT, no cache", "flat, cache", "flat, no cache")
 
