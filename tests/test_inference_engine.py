@@ -177,7 +177,7 @@ def test_items_that_share_an_id_are_all_returned():
 @pytest.mark.parametrize("by", ["retrieval", "ranking"])
 def test_a_hybrid_is_the_best_of_generated_and_cold_items(by):
     switches = {"actions": True, "ranking": 1.0} if by == "ranking" else {}
-    engine, items, scorer, _ = made(dataclasses.replace(CONFIG, beams=6), **switches)
+    engine, items, scorer, _ = made(dataclasses.replace(CONFIG, beams=6, cold_every=1), **switches)
     past = history(5)
     states = engine.read(items, [past])
     generated, _ = engine.recommend(items, states, [Wanted(NOTHING)], ITEMS, "generation")[0]
@@ -187,6 +187,24 @@ def test_a_hybrid_is_the_best_of_generated_and_cold_items(by):
     want = scorer.retrieval([past])[0] if by == "retrieval" else scorer.clicks_for(past, np.arange(ITEMS))
     np.testing.assert_allclose(score, want[item], atol=3e-4)
     assert (np.diff(score) <= 0).all()
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_a_hybrid_gives_cold_items_one_of_so_many_places_and_loses_none(every):
+    """All scores of cold items are raised far above the others'."""
+    engine, items, _, _ = made(dataclasses.replace(CONFIG, beams=9, cold_every=every))
+    states = engine.read(items, [history(5)])
+    cold = np.asarray(items.cold_I)
+    read = jnp.asarray(states[0].read)[None]
+    user = steps.user_vectors(engine.model, engine.params, read)[0]
+    items = dataclasses.replace(items, vectors_ID=items.vectors_ID + 100 * cold[:, None] * user / (user @ user))
+    generated, _ = engine.recommend(items, states, [Wanted(NOTHING)], ITEMS, "generation")[0]
+    item, score = engine.recommend(items, states, [Wanted(NOTHING)], ITEMS, "hybrid")[0]
+    joined = np.isin(item, np.setdiff1d(np.flatnonzero(cold), generated))
+    assert set(item) == {*generated.tolist(), *np.flatnonzero(cold).tolist()} and (np.diff(score) <= 0).all()
+    ranked = min(len(item), (~joined).sum() // (every - 1) * every)
+    places = np.flatnonzero(joined[:ranked]) + 1
+    assert places.tolist() == [every * (n + 1) for n in range(len(places))] and len(places) > 1
 
 
 def test_a_user_without_history_is_served_by_popularity_and_one_item_is_enough():

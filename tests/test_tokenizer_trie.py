@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hisam_jax.errors import UserError
-from hisam_jax.tokenizer.trie import build_trie
+from hisam_jax.tokenizer.trie import Places, build_trie
 
 
 @st.composite
@@ -103,12 +103,12 @@ def test_branches_are_the_children_and_allowed_ones_lead_to_an_allowed_item(tabl
     codes, sizes = table
     trie = build_trie(codes, sizes, len(codes) + room)
     allowed = np.random.default_rng(seed).random((2, len(codes) + room)) < 0.3
-    before, real = trie.allowed_before(jnp.asarray(allowed)), np.arange(len(codes))
+    places, real = trie.allowed(jnp.asarray(allowed)), np.arange(len(codes))
     prefixes = {(): 0}
     for level in range(len(sizes)):
         parents = jnp.asarray([list(prefixes.values())] * 2, jnp.int32)
         child, code, exists = trie.branches(parents, level)
-        fits = np.asarray(exists & trie.is_allowed(before, child, level))
+        fits = np.asarray(trie.branches(parents, level, places)[2])
         found = {}
         for place, prefix in enumerate(prefixes):
             mine = codes[(codes[:, :level] == prefix).all(1)]
@@ -119,7 +119,17 @@ def test_branches_are_the_children_and_allowed_ones_lead_to_an_allowed_item(tabl
                 below = real[(codes[:, : level + 1] == longer).all(1)]
                 assert fits[:, place, at].tolist() == allowed[:, below].any(1).tolist()
                 found[longer] = int(child[0, place, at])
+            assert not fits[:, place][:, ~there].any()
         prefixes = found
+
+
+@given(st.integers(1, 100), st.integers(0, 9999))
+def test_places_before_a_place_are_counted(items, seed):
+    """Of 0 to I, whole words and parts of one, for each user its own."""
+    flags = np.random.default_rng(seed).random((2, items)) < 0.5
+    wanted = np.pad(np.cumsum(flags, axis=1), ((0, 0), (1, 0)))
+    asked = np.tile(np.arange(items + 1), (2, 1))
+    np.testing.assert_array_equal(Places.of(jnp.asarray(flags)).before(jnp.asarray(asked)), wanted)
 
 
 @given(tables(), st.integers(1, 5))

@@ -11,7 +11,9 @@ from benchmarks.parts import Page
 
 QUESTIONS = {
     "latency": "What do cached anchors save?",
-    "masking": "What do filters cost a decoding step, and what do beams lose?",
+    "recall": "What do HMAT and the flat model find, cached and not?",
+    "masking": "What do the trie and filters cost a decoding step?",
+    "beams": "What do beams lose to exact scoring of every item?",
     "ways": "What does each way of recommending find?",
     "invalid": "Is every served item one that exists and was asked for?",
     "load": "How many requests does the service sustain?",

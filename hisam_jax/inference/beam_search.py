@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from hisam_jax.inference.top_items import NONE
 from hisam_jax.models.blocks import Cache
 from hisam_jax.models.hmat import HMAT
-from hisam_jax.tokenizer.trie import Trie
+from hisam_jax.tokenizer.trie import Places, Trie
 
 
 def beam_search(
@@ -21,7 +21,7 @@ def beam_search(
     trie: Trie,
     *,
     beams: int | Sequence[int],
-    allowed_BI: jax.Array | None = None,
+    allowed: Places | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The most probable existing IDs of each user's next item; called inside `apply`.
 
@@ -34,22 +34,19 @@ def beam_search(
         length_B: items in each history, the index of the next one.
         trie: existing IDs.
         beams: prefixes kept at each level, one number for all or one a level; may exceed a codebook's size.
-        allowed_BI: bool over items; None allows all. An ID is allowed where one of its items is.
+        allowed: of each user's items, `trie.allowed`; None allows all. An ID is allowed where one of its items is.
 
     Returns:
         `(leaf, logp)` `[B, beams of the last level]`, best first; `logp` below -1e29 is no beam.
     """
     widths = _widths(beams, len(trie.sizes))
-    before = None if allowed_BI is None else trie.allowed_before(allowed_BI)
     batch = state_BD.shape[0]
     node, logp = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1))
     codes = jnp.zeros((batch, 1, 0), jnp.int32)
     for level, width in enumerate(widths):
         state = states_before(model, level, state_BD, codes, cache, length_B)
         step = jax.nn.log_softmax(model.code_logits(state, level), axis=-1)
-        child, code, exists = trie.branches(node, level)
-        if before is not None:
-            exists &= trie.is_allowed(before, child, level)
+        child, code, exists = trie.branches(node, level, allowed)
         total = jnp.where(exists, logp[..., None] + jnp.take_along_axis(step, code, axis=-1), NONE)
         logp, kept = _top(total, width)
         node, code = (jnp.take_along_axis(x.reshape(batch, -1), kept, axis=1) for x in (child, code))

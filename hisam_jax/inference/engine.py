@@ -40,6 +40,7 @@ class EngineConfig:
         sharing: of the items that share an ID, how many are returned.
         cold: cold items that join a hybrid's candidates.
         ranked: of a model with a ranking head alone: the most popular allowed items, which it ranks for a list.
+        cold_every: of as many places of a hybrid's list, one may be theirs; 1: any.
         approximate: retrieval by `jax.lax.approx_max_k`.
     """
 
@@ -51,10 +52,11 @@ class EngineConfig:
     sharing: int = 4
     cold: int = 50
     ranked: int = 2000
+    cold_every: int = 10
     approximate: bool = False
 
     def __post_init__(self):
-        check_least(self, "serve", k=1, sharing=1, cold=0, ranked=1)
+        check_least(self, "serve", k=1, sharing=1, cold=0, ranked=1, cold_every=1)
         for name in ("rows", "lengths", "candidates"):
             sizes = getattr(self, name)
             if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 1:
@@ -314,7 +316,8 @@ class Engine:
             )  # fmt: skip
         return self._run["hybrid"](
             self.params, items.catalog, items.trie, items.vectors_ID, items.popularity_I, items.cold_I, cache, read_BD,
-            items_B, gap_B, facts, request, beams=c.beams, k=k, sharing=c.sharing, cold=min(c.cold, k), by=by,
+            items_B, gap_B, facts, request, beams=c.beams, k=k, sharing=c.sharing, cold=min(c.cold, k),
+            cold_every=c.cold_every, by=by,
         )  # fmt: skip
 
     def _parts(self, count: int) -> Iterator[np.ndarray]:
@@ -386,7 +389,7 @@ _LIST_STEPS = {
     "retrieve": (_retrieve, ("k",)),
     "retrieve_approximate": (functools.partial(_retrieve, approximate=True), ("k",)),
     "generate_items": (_generate, ("k", "beams", "sharing")),
-    "hybrid": (_hybrid, ("k", "beams", "sharing", "cold", "by")),
+    "hybrid": (_hybrid, ("k", "beams", "sharing", "cold", "cold_every", "by")),
     "rank_items": (_rank_items, ("k", "most", "block")),
     "explain": (explain.explain, ("way",)),
 }

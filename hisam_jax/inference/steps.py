@@ -88,8 +88,10 @@ def generate(
 ) -> tuple[jax.Array, jax.Array]:
     """`(leaf, logp)` `[B, beams]`: the most probable IDs with an allowed item, see `beam_search`."""
 
+    allowed = None if allowed_BI is None else trie.allowed(jnp.asarray(allowed_BI))
+
     def run(module):
-        return beam_search(module, read_BD, cache, items_B, trie, beams=beams, allowed_BI=allowed_BI)
+        return beam_search(module, read_BD, cache, items_B, trie, beams=beams, allowed=allowed)
 
     return model.apply({"params": params}, method=run)
 
@@ -122,13 +124,17 @@ def generate_items(
 
 def hybrid(
     model: HMAT, params, catalog: Catalog, trie: Trie, vectors_ID, popularity_I, cold_I, cache: Cache, read_BD,
-    items_B, gap_B, allowed_BI, *, beams: int | Sequence[int], k: int, sharing: int, cold: int, by: str,
+    items_B, gap_B, allowed_BI, *, beams: int | Sequence[int], k: int, sharing: int, cold: int, cold_every: int,
+    by: str,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Generate, widen with the nearest cold items by vector, re-rank: `(item_Bk, score_Bk)` [ours].
 
     Args:
         cold_I: bool, items that generation has seldom or never seen.
         cold: how many of them join.
+        cold_every: of as many places from the first, one may be a cold item's that was not generated: no training
+            pushed such items down, so they would crowd the others out. One that has to stand back takes the score of
+            the item before it. 1: any place.
         by: the head that ranks them all, `retrieval` or `ranking`.
     """
     leaf, logp = generate(model, params, trie, cache, read_BD, items_B, allowed_BI, beams=beams)
@@ -143,7 +149,10 @@ def hybrid(
         score_BC = click_logits(model, params, catalog, cache, items_B, item_BC, gap_B)
     else:
         score_BC = jnp.einsum("bd,bcd->bc", user_BD, vectors_ID[item_BC])
-    score, place = jax.lax.top_k(jnp.where(there_BC, score_BC, NONE), min(k, item_BC.shape[1]))
+    score_BC = jnp.where(there_BC, score_BC, NONE)
+    if cold and cold_every > 1:
+        score_BC = _held_back(score_BC, score_BC.shape[1] - new_item.shape[1], cold_every)
+    score, place = jax.lax.top_k(score_BC, min(k, item_BC.shape[1]))
     item = jnp.take_along_axis(item_BC, place, axis=1)
     return _unless_new(items_B, item, score, popularity_I, allowed_BI, score.shape[1])
 
@@ -168,8 +177,24 @@ def rank_items(
     return _unless_new(items_B, item, score, popularity_I, allowed_BI, score.shape[1])
 
 
+def _held_back(score_BC: jax.Array, generated: int, every: int) -> jax.Array:
+    """Lowers scores of what joined the first `generated` so that it has one of any first `every` places, two of 2 x."""
+    first_BC, joined_BC = score_BC[:, :generated], score_BC[:, generated:]
+    order_BC = jnp.argsort(-joined_BC, axis=1)
+    turn_BC = jnp.argsort(order_BC, axis=1)  # how many of the joined score higher
+    there_B1 = (first_BC > NO_SCORE).sum(1, keepdims=True)
+    ahead_BC = jnp.minimum((turn_BC + 1) * (every - 1), there_B1) - 1  # -1: nothing was generated
+    limit_BC = jnp.take_along_axis(jax.lax.top_k(first_BC, generated)[0], jnp.maximum(ahead_BC, 0), axis=1)
+    held_BC = jnp.where(ahead_BC < 0, joined_BC, jnp.minimum(joined_BC, limit_BC))
+    return jnp.concatenate([first_BC, held_BC], axis=1)
+
+
 def _unless_new(items_B, item_Bk, score_Bk, popularity_I, allowed_BI, k: int) -> tuple[jax.Array, jax.Array]:
-    """The most popular allowed items in place of those of users without history."""
-    score, item = jax.lax.top_k(jnp.where(allowed_BI, popularity_I, NONE), min(k, popularity_I.shape[0]))
-    new_B1 = (items_B == 0)[:, None]
-    return jnp.where(new_B1, item, item_Bk), jnp.where(new_B1, score, score_Bk)
+    """The most popular allowed items in place of those of users without history; nothing is sorted where none is."""
+
+    def popular(item_Bk, score_Bk):
+        score, item = jax.lax.top_k(jnp.where(allowed_BI, popularity_I, NONE), min(k, popularity_I.shape[0]))
+        new_B1 = (items_B == 0)[:, None]
+        return jnp.where(new_B1, item, item_Bk), jnp.where(new_B1, score, score_Bk)
+
+    return jax.lax.cond((items_B == 0).any(), popular, lambda *same: same, item_Bk, score_Bk)

@@ -12,6 +12,37 @@ import numpy as np
 from hisam_jax.errors import UserError
 from hisam_jax.tokenizer.collisions import order_of
 
+WORD = 32  # bits, 2^5
+
+
+@flax.struct.dataclass
+class Places:
+    """A set of places for each of B users, counted in two look-ups of tables that a core's cache holds.
+
+    Attributes:
+        bits_BW: uint32, 32 places a word, and an empty word behind them.
+        before_BW: int32, how many are set before each word.
+    """
+
+    bits_BW: jax.Array
+    before_BW: jax.Array
+
+    @classmethod
+    def of(cls, set_BI: jax.Array) -> Places:
+        """Of bool flags."""
+        padded_BI = jnp.pad(set_BI, ((0, 0), (0, WORD + -set_BI.shape[1] % WORD)))
+        split_BW32 = padded_BI.reshape(padded_BI.shape[0], -1, WORD).astype(jnp.uint32)
+        bits_BW = (split_BW32 << jnp.arange(WORD, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+        counts_BW = jax.lax.population_count(bits_BW).astype(jnp.int32)
+        return cls(bits_BW, jnp.cumsum(counts_BW, axis=1) - counts_BW)
+
+    def before(self, place_Bx: jax.Array) -> jax.Array:
+        """int32: how many of a user's places stand before each of `place_Bx`, 0 to I."""
+        flat = place_Bx.reshape(place_Bx.shape[0], -1)
+        word, lower = flat >> 5, (jnp.uint32(1) << (flat & 31).astype(jnp.uint32)) - jnp.uint32(1)
+        bits, before = (jnp.take_along_axis(x, word, axis=1, mode="clip") for x in (self.bits_BW, self.before_BW))
+        return (before + jax.lax.population_count(bits & lower).astype(jnp.int32)).reshape(place_Bx.shape)
+
 
 @flax.struct.dataclass
 class Trie:
@@ -58,28 +89,31 @@ class Trie:
         size, steps = self.sizes[level], self.fanouts[level].bit_length()
         return _children(self.codes[level], self.starts[level], node_x, size=size, steps=steps)
 
-    def branches(self, node_x: jax.Array, level: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def branches(
+        self, node_x: jax.Array, level: int, allowed: Places | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`(child_xF, code_xF, exists_xF)`: each node's own children side by side, in the order of their codes.
 
         F is the level's fanout: far fewer than its codes where the tree is sparse. Where `exists` is false, child and
         code are some valid ones.
+
+        Args:
+            node_x: nodes above `level`, `[B, W]` with `allowed`.
+            level: of the children.
+            allowed: of each of B users; a child without an allowed item below it does not exist then.
         """
         codes_N, starts_P = self.codes[level], self.starts[level]
-        child_xF = starts_P[node_x][..., None] + jnp.arange(self.fanouts[level], dtype=jnp.int32)
-        exists_xF = child_xF < starts_P[node_x + 1][..., None]
-        child_xF = jnp.where(exists_xF, child_xF, 0)
+        first_x1, place_F = starts_P[node_x][..., None], jnp.arange(self.fanouts[level], dtype=jnp.int32)
+        exists_xF = first_x1 + place_F < starts_P[node_x + 1][..., None]
+        child_xF = jnp.where(exists_xF, first_x1 + place_F, 0)
+        if allowed is not None:
+            start_xF, end_xF = (self.reach[level].at[child_xF + i].get(mode="clip") for i in (0, 1))
+            exists_xF &= allowed.before(end_xF) > allowed.before(start_xF)  # a node's items are one run
         return child_xF, codes_N[child_xF], exists_xF
 
-    def allowed_before(self, allowed_BI: jax.Array) -> jax.Array:
-        """int32 `[B, I + 1]`: how many allowed items stand before each place of `item_order`, for `is_allowed`."""
-        counts_BI = jnp.cumsum(allowed_BI[:, self.item_order], axis=1, dtype=jnp.int32)
-        return jnp.pad(counts_BI, ((0, 0), (1, 0)))
-
-    def is_allowed(self, before_BI: jax.Array, node_Bx: jax.Array, level: int) -> jax.Array:
-        """Whether an allowed item is below each node of a level: a node's items are one run of `item_order`."""
-        flat = node_Bx.reshape(node_Bx.shape[0], -1)
-        start, end = (jnp.take_along_axis(before_BI, self.reach[level][flat + i], axis=1) for i in (0, 1))
-        return (end > start).reshape(node_Bx.shape)
+    def allowed(self, allowed_BI: jax.Array) -> Places:
+        """Where the allowed items stand in `item_order`, for `branches`."""
+        return Places.of(allowed_BI[:, self.item_order])
 
     def leaf_of_item(self) -> np.ndarray:
         """int32 `[I]`: each item's leaf."""
