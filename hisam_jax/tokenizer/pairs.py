@@ -50,7 +50,7 @@ def id_vectors(events: Interactions, items: int, width: int = 64, seed: int = 0)
 
 
 def user_pairs(events: Interactions, vector_ID: np.ndarray, latest: int = 50) -> Pairs:
-    """User2Item pairs: one for each event that has an earlier one, of another item, with a vector; equals by the latest.
+    """User2Item pairs: one for each event that has an earlier one, of another item, with a vector; latest of equals.
 
     Args:
         events: positives, oldest first within a user.
@@ -80,9 +80,10 @@ def _most_similar(
         row_B = np.flatnonzero(here_B >= back)
         to_B = here_B[row_B]
         at_B = to_B - back
-        row_B = row_B[(user[at_B] == user[to_B]) & (item[at_B] != item[to_B]) & known_I[item[at_B]] & known_I[item[to_B]]]
-        if not len(row_B) and not np.any(user[at_B] == user[to_B]):
+        same_B = user[at_B] == user[to_B]
+        if not same_B.any():
             break  # no user here has so many events
+        row_B = row_B[same_B & (item[at_B] != item[to_B]) & known_I[item[at_B]] & known_I[item[to_B]]]
         score_B = np.einsum("bd,bd->b", vector[here_B[row_B]], vector[here_B[row_B] - back])
         better = score_B > best_B[row_B]
         best_B[row_B[better]], trigger_B[row_B[better]] = score_B[better], target_B[row_B[better]] - back

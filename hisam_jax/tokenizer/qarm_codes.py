@@ -213,9 +213,7 @@ def _fit_adapter(
     space_ID = pairs.id_vectors(interactions, len(has_I), seed=seed)
     found = (
         with_features(pairs.user_pairs(interactions, space_ID, cfg.latest), has_I),
-        with_features(
-            pairs.item_pairs(interactions, len(has_I), cfg.swing_neighbours, cfg.swing_users, seed), has_I
-        ),
+        with_features(pairs.item_pairs(interactions, len(has_I), cfg.swing_neighbours, cfg.swing_users, seed), has_I),
     )
     if not sum(map(len, found)):
         return None, {"notes": ["no pairs of items in the training interactions: features are quantised unaligned"]}
