@@ -18,22 +18,23 @@ def get_config() -> ml_collections.ConfigDict:
     """Both kinds of codes, beside all that DIN reads."""
     return run_config(
         seed=0,
-        model=QarmRankerConfig(codes="both"),
+        model=QarmRankerConfig(codes="both", dropout=0.3),
         data=PipelineConfig(
             items_per_row=128,
             rows=8,
             window=128,
         ),
         training=TrainingConfig(
-            steps=600,
+            steps=300,
             optimizer=OptimizerConfig(
                 learning_rate=2e-3,
                 warmup_steps=60,
-                weight_decay=0.1,
+                weight_decay=1.0,
+                decay_embeddings=True,
             ),
             log_every=30,
-            save_every=100,
-            evaluate_every=100,
+            save_every=50,
+            evaluate_every=50,
             max_minutes=20.0,
             monitor="validation/gauc",
         ),

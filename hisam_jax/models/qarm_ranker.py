@@ -47,6 +47,7 @@ class QarmRanker(nn.Module):
     def setup(self):
         c = self.config
         self.item_table = Embed(padded_rows(self.items), c.width, spec=SPECS.rows, name="item_id")
+        self.item_bias = Embed(padded_rows(self.items), 1, 0.0, spec=SPECS.rows, name="item_effect_table")
         self.actions = {name: Embed(ACTIONS, c.width, name=f"action_table_{name}") for name in c.attentions}
         self.gap = Einsum("...k,kd->...d", (2, c.width), scale=0.1, name="gap_projection")
         self.weigh = {name: AttentionWeights(c, name=f"attention_{name}") for name in c.attentions}
@@ -92,10 +93,11 @@ class QarmRanker(nn.Module):
         """What is known of items: `item`, the vectors `id` and `code`, and codes to compare."""
         c = self.config
         known_BN1 = look_up(jnp.asarray(catalog.trained_I), item_BN, ROWS)[..., None]
-        id_BND = self.item_table(id_row(item_BN, self.items, self.item_table.rows), ROWS) * known_BN1
         if c.id_dropout and not deterministic:
-            id_BND *= jax.random.bernoulli(self.make_rng("dropout"), 1 - c.id_dropout, (*item_BN.shape, 1))
-        found, code = {"item": item_BN, "id": id_BND}, []
+            known_BN1 &= jax.random.bernoulli(self.make_rng("dropout"), 1 - c.id_dropout, known_BN1.shape)
+        row_BN = id_row(item_BN, self.items, self.item_table.rows)
+        id_BND, bias_BN1 = (table(row_BN, ROWS) * known_BN1 for table in (self.item_table, self.item_bias))
+        found, code = {"item": item_BN, "id": id_BND, "bias": bias_BN1[..., 0]}, []
         if c.uses_rq:
             found["codes"] = look_up(jnp.asarray(catalog.codes_IL), item_BN, ROWS)
             code += [table(found["codes"][..., level], ROWS) for level, table in enumerate(self.code_tables)]
@@ -129,12 +131,14 @@ class QarmRanker(nn.Module):
         c, vocab = self.config, self.vocab
         weights = {name: self.weigh[name]() for name in c.attentions}
         read = target_attention.in_blocks(lambda part: _read(c, vocab, weights, part, past), targets, c.block)
-        parts = [read["dense"], targets["id"], *read["crosses"]]
+        parts = [targets["id"], *(part for part, _ in read["crosses"])]
         for name in c.attentions:
             parts += [read[name], read[name] * targets[name]]
         if "code" in targets:
             parts.append(targets["code"])
-        return self.last(jnp.concatenate(parts, axis=-1), deterministic=deterministic)
+        dense = [read["dense"], *(stats for _, stats in read["crosses"])]
+        parts = (jnp.concatenate(part, axis=-1) for part in (parts, dense))
+        return self.last(*parts, deterministic=deterministic) + targets["bias"]
 
 
 def _read(c: QarmRankerConfig, vocab: tuple[int, ...], weights: Mapping, targets: Arrays, past: Arrays) -> Arrays:
@@ -155,7 +159,7 @@ def _read(c: QarmRankerConfig, vocab: tuple[int, ...], weights: Mapping, targets
         total_BQV, count_BQ = target_attention.pool(value_BNV, chosen_BQN & seen_BQN)
         mean_BQD = total_BQV[..., : -past["stats"].shape[-1]] / jnp.maximum(count_BQ, 1)[..., None]
         stats_BQS = _stats(c, total_BQV[..., -past["stats"].shape[-1] :], count_BQ, share_BQ, mean_BQ)
-        crosses.append(jnp.concatenate([mean_BQD, stats_BQS], axis=-1))
+        crosses.append((mean_BQD, stats_BQS))
     return {**read, "dense": jnp.concatenate(dense, axis=-1), "crosses": crosses}
 
 
@@ -173,7 +177,7 @@ def _shared(c: QarmRankerConfig, vocab: tuple[int, ...], targets: Arrays, past: 
 
 
 def _stats(c: QarmRankerConfig, total_BQ3: jax.Array, count_BQ: jax.Array, share_BQ, mean_BQ) -> jax.Array:
-    """[B, Q, 4]: log count; share of positives and mean action, less what they are smoothed towards; if any is rated."""
+    """[B, Q, 4]: log count; share of positives and mean action, less what they are smoothed to; if any is rated."""
     rated_BQ, liked_BQ, action_BQ = jnp.moveaxis(total_BQ3, -1, 0)
     weight_BQ = rated_BQ + c.smoothing
     share = (liked_BQ + c.smoothing * share_BQ) / weight_BQ - share_BQ
@@ -210,15 +214,15 @@ class Aligned(nn.Module):
 
 
 class Last(nn.Module):
-    """The network from all that is known of a target to a logit."""
+    """The network from all that is known of a target, vectors and what is `dense`, to a logit."""
 
     config: QarmRankerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
-        c = self.config
+    def __call__(self, x: jax.Array, dense: jax.Array, *, deterministic: bool) -> jax.Array:
+        c, drop = self.config, Dropout(self.config.dropout, deterministic)
         for layer, units in enumerate((c.mlp, c.mlp // 2)):
-            x = Dropout(c.dropout, deterministic)(x)
+            x = drop(x) if layer else jnp.concatenate([drop(x), dense], axis=-1)
             bias = self.param(f"bias_{layer}", nn.initializers.zeros, (units,), jnp.float32)
             x = jax.nn.silu(Einsum("...d,de->...e", (x.shape[-1], units), name=f"hidden_{layer}")(x) + bias)
         logit = Einsum("...d,d->...", (x.shape[-1],), name="logit")(x)
