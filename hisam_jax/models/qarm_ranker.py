@@ -23,9 +23,9 @@ from hisam_jax.models.hmat import ACTIONS
 from hisam_jax.models.items import id_row
 from hisam_jax.models.layers import Dropout, Einsum, Embed
 from hisam_jax.models.qarm_config import ALIGNED, NEIGHBOURS, QarmRankerConfig
-from hisam_jax.sharding import BATCH, SPECS, look_up, padded_rows, shard
+from hisam_jax.models.target_attention import ROWS
+from hisam_jax.sharding import SPECS, look_up, padded_rows, shard
 
-ROWS = jax.P(BATCH)  # a target reads its whole row: items are not split over devices
 Arrays = dict[str, jax.Array]
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hisam_jax.sharding import BATCH, look_up
+
+ROWS = jax.P(BATCH)  # a target reads its whole row: items are not split over devices
 RECENCIES = 10  # buckets of how many events ago, by powers of two
 Weights = Mapping[str, jax.Array]
 
@@ -47,7 +50,7 @@ def attend(
     hidden_BQNH = jnp.einsum("bqd,dh,bnd->bqnh", target_BQD, weights["product"], past_BND)
     hidden_BQNH += (target_BQD @ weights["target"] + weights["bias"])[:, :, None]
     hidden_BQNH += (past_BND @ weights["past"])[:, None]
-    hidden_BQNH += weights["recency"][ago_BQN]
+    hidden_BQNH += look_up(weights["recency"], ago_BQN, ROWS)
     weight_BQN = jax.nn.silu(hidden_BQNH) @ weights["out"] + weights["base"]
     weight_BQN = jnp.where(seen_BQN, weight_BQN, 0.0)
     length_BQ1 = jnp.maximum(seen_BQN.sum(-1, keepdims=True), 1)
@@ -69,11 +72,11 @@ def same_codes(target_BQL: jax.Array, past_BNL: jax.Array, reserved: tuple[int, 
 def among(target_BQK: jax.Array, past_BN: jax.Array) -> jax.Array:
     """bool [B, Q, N]: past item n is one of the target's K; one at a time, so that no `[B, Q, N, K]` is needed."""
 
-    def one(found_BQN: jax.Array, item_BQ: jax.Array) -> tuple[jax.Array, None]:
-        return found_BQN | (item_BQ[..., None] == past_BN[:, None]), None
+    def same(item_BQ: jax.Array) -> jax.Array:
+        return item_BQ[..., None] == past_BN[:, None]
 
-    none_BQN = jnp.zeros((*target_BQK.shape[:2], past_BN.shape[1]), bool)
-    return jax.lax.scan(one, none_BQN, jnp.moveaxis(target_BQK, -1, 0))[0]
+    item_KBQ = jnp.moveaxis(target_BQK, -1, 0)
+    return jax.lax.scan(lambda found, item_BQ: (found | same(item_BQ), None), same(item_KBQ[0]), item_KBQ[1:])[0]
 
 
 def in_blocks(function: Callable[[Any], Any], targets: Any, block: int) -> Any:
