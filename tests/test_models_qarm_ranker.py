@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from device_fixtures import run_on_devices
 from model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, small_params
 from sklearn.metrics import roc_auc_score
 
@@ -232,3 +233,10 @@ def test_names_costs_and_bad_settings():
             QarmRankerConfig(**{field: bad})
     with pytest.raises(UserError, match="'none', or architecture 'qarm'"):
         DINConfig(codes="rq")
+
+
+@pytest.mark.slow
+def test_meshes_change_nothing():
+    found = run_on_devices("ranker_mesh_fixtures.py", devices=2, timeout=300)
+    for name in ("data", "fsdp", "context"):
+        assert found[name] == pytest.approx(found["alone"], rel=1e-4), name
