@@ -8,7 +8,7 @@ import pytest
 
 from hisam_jax.errors import UserError
 from hisam_jax.models.config import HMATConfig
-from hisam_jax.models.items import _row
+from hisam_jax.models.items import id_row
 from hisam_jax.models.rope import rotate, rotation
 from hisam_jax.scaling.flops import block_weights
 from tests.model_fixtures import ITEMS, LEVELS, small_batch, small_catalog, small_model, small_params, traced_gradient
@@ -243,10 +243,10 @@ def test_losses_weigh_only_what_they_should(catalog):
 
 
 def test_hashed_id_rows_stay_in_the_table_and_spread():
-    rows = np.asarray(_row(jnp.arange(10_000), 10_000, 64))
+    rows = np.asarray(id_row(jnp.arange(10_000), 10_000, 64))
     assert rows.min() == 0 and rows.max() == 63
     assert np.bincount(rows).max() < 2 * 10_000 / 64
-    np.testing.assert_array_equal(_row(jnp.arange(10), 10, 10), np.arange(10))
+    np.testing.assert_array_equal(id_row(jnp.arange(10), 10, 10), np.arange(10))
 
 
 @pytest.mark.parametrize(

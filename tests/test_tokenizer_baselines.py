@@ -21,7 +21,7 @@ from hisam_jax.tokenizer.rqvae import RQVAEConfig
 
 CONFIGS = {
     "residual_kmeans": ResidualKMeansConfig((16, 8), iterations=5),
-    "qarm": QarmConfig((16, 8), neighbours=3, iterations=5),
+    "qarm": QarmConfig(sizes=(16, 8), neighbours=3, iterations=5),
     "opq": OPQConfig((16, 8), iterations=5, rotations=3),
     "rqvae": RQVAEConfig((16, 8), width=8, hidden=(32,), steps=160, batch_size=64, settle_iterations=2),
     "random": RandomConfig((16, 8)),

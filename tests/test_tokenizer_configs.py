@@ -25,15 +25,19 @@ LEAST = {  # section -> field -> the least value
     | {"reconstruction_weight": 0, "commitment_weight": 0, "codebook_weight": 0, "weight_decay": 0},
     "residual_kmeans": {"iterations": 0, "fit_rows": 1},
     "opq": {"iterations": 0, "rotations": 0, "fit_rows": 1},
-    "qarm": {"neighbours": 1, "iterations": 0, "fit_rows": 1},
+    "qarm": {"neighbours": 1, "iterations": 0, "fit_rows": 1, "width": 1, "steps": 1, "batch_size": 2}
+    | {"weight_decay": 0, "latest": 1, "swing_neighbours": 1, "swing_users": 2},
 }
 SHARES = {
     "dst": ["smoothing", "decay", "dropout", "specific_dropout", "mi_ramp"],
     "rqvae": ["warm_up", "decay", "dropout"],
+    "qarm": ["dropout", "item_pairs"],
 }
+WHOLE = ("mi_ramp", "item_pairs")  # shares that may be 1
 POSITIVE = {
     "dst": ["temperature", "kernel_width", "mi_temperature", "learning_rate", "mi_learning_rate"],
     "rqvae": ["learning_rate"],
+    "qarm": ["learning_rate", "temperature"],
 }
 CHOICES = {
     "dst": ["standardise", "alignment", "residual", "codebooks", "mi_estimator"],
@@ -45,7 +49,7 @@ BAD = [
     *((section, name, bad) for section, name in (("dst", "unnamed"), ("rqvae", "hidden")) for bad in BAD_SIZES[1:]),
     *((section, name, least - 1) for section, fields in LEAST.items() for name, least in fields.items()),
     *((section, name, bad) for section, fields in SHARES.items() for name in fields for bad in (-0.1, 1.1, NAN)),
-    *((section, name, 1.0) for section, fields in SHARES.items() for name in fields if name != "mi_ramp"),
+    *((section, name, 1.0) for section, fields in SHARES.items() for name in fields if name not in WHOLE),
     *((s, name, bad) for s, fields in POSITIVE.items() for name in fields for bad in (0.0, -1.0, NAN, float("inf"))),
     *((section, name, "none at all") for section, fields in CHOICES.items() for name in fields),
     ("dst", "order", ("text", "image", "text")),
@@ -67,7 +71,14 @@ def test_sizes_of_a_modality_are_refused_by_its_name(bad):
 
 EDGES = [(section, name, least) for section, fields in LEAST.items() for name, least in fields.items()]
 EDGES += [(section, name, 0.0) for section, fields in SHARES.items() for name in fields]
-EDGES += [("dst", "mi_ramp", 1.0), ("dst", "unnamed", ()), ("rqvae", "hidden", ()), ("dst", "order", ())]
+EDGES += [
+    ("dst", "mi_ramp", 1.0),
+    ("qarm", "item_pairs", 1.0),
+    ("qarm", "hidden", ()),
+    ("dst", "unnamed", ()),
+    ("rqvae", "hidden", ()),
+    ("dst", "order", ()),
+]
 
 
 @pytest.mark.parametrize("section, name, edge", EDGES)

@@ -18,7 +18,7 @@ from hisam_jax.tokenizer.qarm_codes import Qarm, QarmConfig, fit_qarm
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeansConfig, fit_residual_kmeans
 from hisam_jax.tokenizer.run import tokenize
 
-CONFIG = QarmConfig((8, 8), neighbours=4, iterations=3)
+CONFIG = QarmConfig(sizes=(8, 8), neighbours=4, iterations=3)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +79,19 @@ def test_fewer_training_items_than_neighbours_are_padded():
     found = fit_qarm(CONFIG, features, present, train, 0).item_features(features, present)["neighbours"]
     assert (found >= 0).sum(1).tolist() == [2, 2, 2, 3, 3, 3] and np.all(np.sort(found)[:, 0] == -1)
     with pytest.raises(UserError, match="qarm.neighbours"):
-        fit_qarm(QarmConfig((4,), neighbours=0), features, present, train, 0)
+        fit_qarm(QarmConfig(sizes=(4,), neighbours=0), features, present, train, 0)
 
 
 def test_tokenize_leaves_the_neighbours_beside_the_table_with_their_checksum(tmp_path):
     dataset = tiny_dataset(tmp_path / "dataset")
     config = Path(__file__).resolve().parents[1] / "configs" / "tokenizer" / "qarm.py"
     out = tmp_path / "ids"
-    tokenize(dataset.path, config, out, {"qarm.sizes": "(4, 4)", "qarm.neighbours": "3", "qarm.iterations": "2"})
+    tokenize(
+        dataset.path,
+        config,
+        out,
+        {"qarm.sizes": "(4, 4)", "qarm.neighbours": "3", "qarm.iterations": "2", "qarm.steps": "9"},
+    )
     stored = np.load(out / "neighbours.npy")
     qarm = registry.load_tokenizer(out)
     assert np.array_equal(stored, qarm.item_features(dataset.features, dataset.present)["neighbours"])

@@ -25,7 +25,7 @@ SMALL = {
     "residual_kmeans": {"residual_kmeans.sizes": "(8, 8)"},
     "rqvae": {"rqvae.sizes": "(8, 8)", "rqvae.steps": "20", "rqvae.width": "8", "rqvae.hidden": "(16,)"},
     "opq": {"opq.sizes": "(8, 8)", "opq.rotations": "2", "opq.iterations": "5"},
-    "qarm": {"qarm.sizes": "(8, 8)", "qarm.neighbours": "3"},
+    "qarm": {"qarm.sizes": "(8, 8)", "qarm.neighbours": "3", "qarm.alignment": "False"},
     "random": {"random.sizes": "(8, 8)"},
 }
 

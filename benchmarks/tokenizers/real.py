@@ -43,7 +43,7 @@ VARIANTS = {
     "residual_kmeans": Variant("residual_kmeans", (("residual_kmeans.sizes", FOUR),)),
     "opq": Variant("opq", (("opq.sizes", FOUR),)),
     "random": Variant("random", (("random.sizes", FOUR),)),
-    "qarm": Variant("qarm"),
+    "qarm": Variant("qarm", (("qarm.alignment", "False"),)),  # here all see features alone, no interactions
 }
 QUICK = {"dst.steps": "20", "rqvae.steps": "20"}
 BY_STEPS = ("dst", "rqvae")

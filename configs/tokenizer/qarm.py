@@ -1,8 +1,10 @@
 """QARM's codes (arXiv 2411.11739): 6 residual codes of 256, and each item's 25 nearest training items beside them.
 
-The neighbours go to IDS/neighbours.npy: a feature of the ranker, no part of the ID.
+Both are of item vectors aligned with the training interactions (`--config.qarm.alignment=False` takes the features as
+they are). IDS/neighbours.npy and IDS/aligned.npy are features of the ranker (configs/ml_latest_small_qarm.py), no part
+of the ID.
 
-Hardware: 2 CPU cores. Wall time: seconds for ten thousand items.
+Hardware: 2 CPU cores. Wall time: seconds for ten thousand items, a minute for the adapter.
 Command: hisam tokenize --dataset DATASET --config configs/tokenizer/qarm.py --out IDS
 """
 

@@ -76,10 +76,10 @@ class ItemEncoder(nn.Module):
 
     def _ids(self, item_x: jax.Array | None, items: int, spec: jax.P) -> jax.Array:
         if item_x is not None:
-            return self.ids(_row(item_x, self.items, self.ids.rows), spec)
+            return self.ids(id_row(item_x, self.items, self.ids.rows), spec)
         if self.ids.rows >= items:
             return shard(self.ids.table[:items], SPECS.rows)
-        return self.ids(_row(shard(jnp.arange(items), SPECS.rows), self.items, self.ids.rows), SPECS.rows)
+        return self.ids(id_row(shard(jnp.arange(items), SPECS.rows), self.items, self.ids.rows), SPECS.rows)
 
     def _keep(self, rate: float, x: jax.Array, deterministic: bool) -> jax.Array:
         """Hides whole vectors; unscaled, as an item without an id looks just so when it is served."""
@@ -88,7 +88,7 @@ class ItemEncoder(nn.Module):
         return x * jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (*x.shape[:-1], 1))
 
 
-def _row(item: jax.Array, items: int, rows: int) -> jax.Array:
+def id_row(item: jax.Array, items: int, rows: int) -> jax.Array:
     """Row of the id table: one to one where it is large enough, else multiplicative hashing (Knuth).
 
     Items that came after training have none and are given the last one, which counts for nothing.

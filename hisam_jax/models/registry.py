@@ -22,6 +22,9 @@ import flax.linen as nn
 from hisam_jax.errors import UserError
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.hmat import HMAT
+from hisam_jax.models.qarm_config import DINConfig, QarmRankerConfig, files
+from hisam_jax.models.qarm_config import forward_flops as qarm_flops
+from hisam_jax.models.qarm_ranker import QarmRanker
 from hisam_jax.models.sasrec import SASRec, SASRecConfig
 from hisam_jax.models.sasrec import forward_flops as sasrec_flops
 
@@ -37,18 +40,20 @@ class Architecture:
         module: called with `(config, vocab, digit, items)`, see `HMAT`.
         forward_flops: `(config, items, lengths) -> operations` of a forward pass over histories of these lengths, a
             catalogue of `items`; None for HMAT, which `scaling.flops` counts.
-        extras: arrays beside the IDs that it reads as `catalog.extras`.
+        extras: `config -> names` of the arrays beside the IDs that it reads as `catalog.extras`.
     """
 
     config: type
     module: Callable[[Any, tuple[int, ...], int, int], nn.Module]
     forward_flops: Callable[[Any, int, Sequence[int]], int] | None = None
-    extras: tuple[str, ...] = ()
+    extras: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
 ARCHITECTURES = {
     "hmat": Architecture(HMATConfig, HMAT),
     "sasrec": Architecture(SASRecConfig, SASRec, sasrec_flops),
+    "qarm": Architecture(QarmRankerConfig, QarmRanker, qarm_flops, files),
+    "din": Architecture(DINConfig, QarmRanker, qarm_flops),
 }
 
 

@@ -31,11 +31,19 @@ BROKEN += (zlib.error, zipfile.BadZipFile)
 
 
 class Entry(NamedTuple):
-    """How a tokenizer is configured, fitted and restored."""
+    """How a tokenizer is configured, fitted and restored.
+
+    Attributes:
+        config: record of its section.
+        fit: `(settings, features, present, train_rows, seed, progress)`, and `interactions` where it reads them.
+        model: has `from_state`.
+        reads_interactions: whether, with these settings, it learns from training positives too.
+    """
 
     config: type
     fit: Callable[..., FittedTokenizer]
     model: Any
+    reads_interactions: Callable[[Any], bool] = lambda settings: False
 
 
 @runtime_checkable
@@ -51,7 +59,7 @@ TOKENIZERS = {
     "residual_kmeans": Entry(ResidualKMeansConfig, fit_residual_kmeans, ResidualKMeans),
     "rqvae": Entry(RQVAEConfig, fit_rqvae, RQVAE),
     "opq": Entry(OPQConfig, fit_opq, OPQ),
-    "qarm": Entry(QarmConfig, fit_qarm, Qarm),
+    "qarm": Entry(QarmConfig, fit_qarm, Qarm, lambda settings: settings.alignment),
     "random": Entry(RandomConfig, fit_random, RandomCodes),
 }
 

@@ -24,6 +24,7 @@ from hisam_jax.tokenizer.alarms import AlarmConfig, Watch
 from hisam_jax.tokenizer.assignment import assign, costs_of
 from hisam_jax.tokenizer.attributes import attributes_of
 from hisam_jax.tokenizer.base import FittedTokenizer, Progress
+from hisam_jax.tokenizer.pairs import training_positives
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 
 
@@ -69,7 +70,8 @@ def tokenize(
     started = time.perf_counter()
     watch = Watch(limits, int(data.train_items.sum()), dataclasses.asdict(settings))
     with contextlib.nullcontext(progress) if progress else _bar(config.name) as show, watch.last_words():
-        model = entry.fit(settings, data.features, data.present, data.train_items, seed, watch.beside(show))
+        more = {"interactions": training_positives(data)} if entry.reads_interactions(settings) else {}
+        model = entry.fit(settings, data.features, data.present, data.train_items, seed, watch.beside(show), **more)
     fitted = time.perf_counter()
     codes_IL = assign(model, data.features, data.present)
     assigned = time.perf_counter()

@@ -190,7 +190,7 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
             expected="0 for a dataset without ratings, which has no negatives to rank below positives",
         )
     interactions_I = data.items["train_count"].to_numpy()
-    extras = _extras(ids, architecture(configs.architecture).extras, len(table.item_ids))
+    extras = _extras(ids, architecture(configs.architecture).extras(configs.model), len(table.item_ids))
     catalog = make_catalog(table.codes_IL, data.features, data.present, data.train_items, interactions_I, extras)
     vocab = tuple(level.size + 1 for level in table.levels)
     model = architecture(configs.architecture).module(configs.model, vocab, table.digit_size, data.num_items)
