@@ -155,3 +155,21 @@ def test_a_scorer_may_pad_every_history_to_one_length():
     usual, one = (Scorer(None, None, catalog, trie, np.zeros(ITEMS), 16, **more) for more in ({}, {"shortest": 16}))
     lengths = [{batch["item"].shape[1] for _, batch in scorer._batches(histories, 2)} for scorer in (usual, one)]
     assert lengths == [{8, 16}, {16}]
+
+
+def test_the_hybrid_ranks_what_was_generated_by_vector_and_lets_cold_items_join():
+    _, _, _, _, trie, scorer, histories = _setup({})
+    seen = [history.item for history in histories]
+    cold_I = np.arange(ITEMS) % 5 == 0
+    vectors = scorer.retrieval(histories)
+    reached = scorer.generation(histories, seen, beams=4)
+    found = scorer.hybrid(histories, seen, cold_I, beams=4)
+    for row, history in enumerate(histories):
+        for hybrid, generated in zip(found, reached, strict=True):
+            there = np.isfinite(hybrid[row])
+            assert np.all(there[np.isfinite(generated[row])])
+            assert np.all(cold_I[there & ~np.isfinite(generated[row])])
+            assert (there & ~np.isfinite(generated[row])).any()
+            warm = there & np.isfinite(generated[row])
+            np.testing.assert_allclose(hybrid[row, warm], vectors[row, warm], rtol=1e-5, atol=1e-5)
+        assert not np.isfinite(found[1][row, history.item]).any()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hisam_jax.data.dataset import COLD_ITEM_EVENTS
 from hisam_jax.distributed import is_main
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import baselines, cold_start, summary
@@ -72,14 +73,19 @@ def _model_tables(
         result["ranking"] = summary.ranking_summary(rated.label_E, logits, rated.user_E, bootstrap, logits)
         result["cold"]["ranking"] = cold_start.ranking_breakdown(logits, rated, bootstrap, logits)
         arrays["ranking_logits"] = logits
-    for head in scoring.LISTS:
-        if head in run.heads and len(targets.user_T):
-            beams = run.assembly.configs.evaluation.beams
-            ranks = scoring.ranks_of(head, run.scorer, run.reader, targets, beams)
-            result[head] = summary.retrieval_summary(ranks, targets.user_T, bootstrap)
-            result["cold"][head] = cold_start.retrieval_breakdown(ranks, targets, bootstrap)
-            arrays |= {f"{head}_masked": ranks.masked_T, f"{head}_unmasked": ranks.unmasked_T}
+    for head in _lists(run) if len(targets.user_T) else ():
+        beams, cold_I = run.assembly.configs.evaluation.beams, run.events.train_count_I < COLD_ITEM_EVENTS
+        ranks = scoring.ranks_of(head, run.scorer, run.reader, targets, beams, cold_I)
+        result[head] = summary.retrieval_summary(ranks, targets.user_T, bootstrap)
+        result["cold"][head] = cold_start.retrieval_breakdown(ranks, targets, bootstrap)
+        arrays |= {f"{head}_masked": ranks.masked_T, f"{head}_unmasked": ranks.unmasked_T}
     return result, arrays
+
+
+def _lists(run: Run) -> list[str]:
+    found = [head for head in scoring.LISTS if head in run.heads]
+    hybrid = run.assembly.configs.evaluation.hybrid and len(found) == len(scoring.LISTS)
+    return [*found, *(["hybrid"] if hybrid else [])]
 
 
 def _samples(run: Run, targets: RetrievalTargets, shown: int = 12, k: int = 10) -> list[dict[str, Any]]:

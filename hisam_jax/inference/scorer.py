@@ -19,6 +19,8 @@ from hisam_jax.tokenizer.trie import Trie
 
 ROWS = 64
 CANDIDATES = 512
+LISTED = 100  # of a hybrid: no metric looks further
+HYBRID = {"sharing": 4, "cold": 50, "cold_every": 10}  # as the service has it
 
 
 class Scorer:
@@ -76,12 +78,30 @@ class Scorer:
         """
         free, masked = (np.full((len(histories), self.catalog.items), -np.inf, np.float32) for _ in range(2))
         for rows, batch in self._batches(histories, self.rows):
-            unseen = np.ones((self.rows, self.catalog.items), bool)
-            for row, index in enumerate(rows):
-                unseen[row, seen[index]] = False
+            unseen = self._unseen([seen[index] for index in rows])
             found = _generation(self.model, self.params, self.catalog, self.trie, batch, unseen, beams)
             for scores, (leaf, logp) in zip((free, masked), found, strict=True):
                 scores[rows] = self._spread(np.asarray(leaf), np.asarray(logp))[: len(rows)]
+        return self._serve_empty(histories, free), self._serve_empty(histories, masked)
+
+    def hybrid(
+        self, histories: Sequence[History], seen: Sequence[np.ndarray], cold_I: np.ndarray, *, beams: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`(unmasked, masked)` as `generation` has it: retrieval scores of what was generated and of cold items by it.
+
+        `cold_I` (bool `[I]`) says which items generation has seldom seen; they join as `steps.hybrid` says.
+        """
+        free, masked = (np.full((len(histories), self.catalog.items), -np.inf, np.float32) for _ in range(2))
+        for rows, batch in self._batches(histories, self.rows):
+            unseen = self._unseen([seen[index] for index in rows])
+            found = _hybrid(
+                self.model, self.params, self.catalog, self.trie, self.item_vectors, self.popularity_I, cold_I, batch,
+                unseen, beams,
+            )  # fmt: skip
+            for scores, (item, score) in zip((free, masked), found, strict=True):
+                item, score = np.asarray(item)[: len(rows)], np.asarray(score)[: len(rows)]
+                row, place = np.nonzero(score > NO_SCORE)
+                scores[rows[row], item[row, place]] = score[row, place]
         return self._serve_empty(histories, free), self._serve_empty(histories, masked)
 
     def clicks_along(self, histories: Sequence[History]) -> list[np.ndarray]:
@@ -108,6 +128,12 @@ class Scorer:
 
     def _batches(self, histories: Sequence[History], rows: int) -> Iterator[tuple[np.ndarray, Batch]]:
         return batches(histories, self.codes_IL, window=self.window, rows=rows, shortest=self.shortest)
+
+    def _unseen(self, seen: Sequence[np.ndarray]) -> np.ndarray:
+        unseen = np.ones((self.rows, self.catalog.items), bool)
+        for row, items in enumerate(seen):
+            unseen[row, items] = False
+        return unseen
 
     def _spread(self, leaf_BW: np.ndarray, logp_BW: np.ndarray) -> np.ndarray:
         by_leaf = np.full((len(leaf_BW), self.trie.leaves), -np.inf, np.float32)
@@ -139,6 +165,20 @@ def _generation(model, params, catalog, trie, batch, unseen_BI, beams):
     items_B = (batch["segment"] > 0).sum(1)
     search = functools.partial(steps.generate, model, params, trie, cache, read_BD, items_B, beams=beams)
     return search(None), search(unseen_BI)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 9))
+def _hybrid(model, params, catalog, trie, vectors_ID, popularity_I, cold_I, batch, unseen_BI, beams):
+    read_BD, cache = steps.read_histories(model, params, catalog, batch)
+    items_B = (batch["segment"] > 0).sum(1)
+
+    def search(allowed_BI):
+        return steps.hybrid(
+            model, params, catalog, trie, vectors_ID, popularity_I, cold_I, cache, read_BD, items_B,
+            jnp.zeros_like(items_B, jnp.float32), allowed_BI, beams=beams, k=LISTED, by="retrieval", **HYBRID,
+        )  # fmt: skip
+
+    return search(jnp.ones_like(unseen_BI)), search(unseen_BI)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -57,14 +58,29 @@ def retrieval_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTar
 
 def generation_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, *, beams: int) -> Ranks:
     """Ranks of all targets in the beams; a target that no beam reached ranks behind every item."""
+    return _listed_ranks(scorer.generation, reader, targets, "beam search", beams)
+
+
+def hybrid_ranks(
+    scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, cold_I: np.ndarray, *, beams: int
+) -> Ranks:
+    """The same of the hybrid's lists; `cold_I` marks the items that join what was generated."""
+    search = functools.partial(scorer.hybrid, cold_I=cold_I)
+    return _listed_ranks(search, reader, targets, "hybrid", beams)
+
+
+def _listed_ranks(
+    search: Callable[..., tuple[np.ndarray, np.ndarray]], reader: HistoryReader, targets: RetrievalTargets, name: str,
+    beams: int,
+) -> Ranks:  # fmt: skip
     count = len(targets.item_T)
     masked, unmasked = np.empty(count, np.int64), np.empty(count, np.int64)
     blocks = [np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-    for rows in progress(blocks, total=len(blocks), description="beam search", unit="block"):
+    for rows in progress(blocks, total=len(blocks), description=name, unit="block"):
         seen = targets.seen.rows(rows)
         other = seen[1] != targets.item_T[rows][seen[0]]  # a target seen before stays in the list, see `retrieval`
         of_row = np.split(seen[1][other], np.searchsorted(seen[0][other], np.arange(1, len(rows))))
-        free, cut = scorer.generation(reader.of_targets(targets, rows), of_row, beams=beams)
+        free, cut = search(reader.of_targets(targets, rows), of_row, beams=beams)
         unmasked[rows] = pessimistic_ranks(free, targets.item_T[rows], seen).unmasked_T
         masked[rows] = pessimistic_ranks(cut, targets.item_T[rows], seen).masked_T
     return Ranks(masked, unmasked)
@@ -73,12 +89,20 @@ def generation_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTa
 LISTS = ("retrieval", "generation")  # the heads that are judged by ranked lists
 
 
-def ranks_of(head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int) -> Ranks:
-    """Ranks of all targets by one of `LISTS`; `beams` counts for generation only. Processes share the targets."""
+def ranks_of(
+    head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int,
+    cold_I: np.ndarray | None = None,
+) -> Ranks:  # fmt: skip
+    """Ranks of all targets by one of `LISTS`, or by the `hybrid` with its `cold_I`. Processes share the targets.
+
+    `beams` does not count for retrieval.
+    """
     rows = share(len(targets.user_T))
     part = targets.take(rows)
     if head == "retrieval":
         ranks = retrieval_ranks(scorer, reader, part)
+    elif head == "hybrid":
+        ranks = hybrid_ranks(scorer, reader, part, cold_I, beams=beams)
     else:
         ranks = generation_ranks(scorer, reader, part, beams=beams)
     return Ranks(*(merged(rows, found, len(targets.user_T)) for found in (ranks.masked_T, ranks.unmasked_T)))

@@ -152,7 +152,7 @@ def hybrid(
     score_BC = jnp.where(there_BC, score_BC, NONE)
     if cold and cold_every > 1:
         score_BC = _held_back(score_BC, score_BC.shape[1] - new_item.shape[1], cold_every)
-    score, place = jax.lax.top_k(score_BC, min(k, item_BC.shape[1]))
+    score, place = jax.lax.top_k(score_BC, min(k, item_BC.shape[1], popularity_I.shape[0]))
     item = jnp.take_along_axis(item_BC, place, axis=1)
     return _unless_new(items_B, item, score, popularity_I, allowed_BI, score.shape[1])
 

@@ -42,6 +42,7 @@ class EvaluationConfig:
         validation_users: users scored during training, drawn once; 0 is all.
         resamples: of the bootstrap over users.
         samples: users whose histories and recommendations go into the report.
+        hybrid: judge, besides each head, what is generated, widened by cold items and ranked by the retrieval head.
     """
 
     beams: int = 20
@@ -49,6 +50,7 @@ class EvaluationConfig:
     validation_users: int = 2000
     resamples: int = 1000
     samples: int = 8
+    hybrid: bool = False
 
     def __post_init__(self):
         check_least(self, "evaluation", beams=10, rows=1, validation_users=0, resamples=10, samples=0)
