@@ -1,0 +1,68 @@
+"""Every tokenizer, model and switch on the same data: the grids of configs/compare, through `hisam compare`.
+
+    python -m benchmarks.comparison --data DIR [--only GRID ...] [--jobs N] [--work DIR]
+
+DIR holds the public data sets, as data/README names them. A grid goes on where it was stopped, and its tables are
+rewritten by each start; results of grids that are not asked for again are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, processor, today, versions
+from hisam_jax.comparison import tables
+from hisam_jax.comparison.run import compare
+from hisam_jax.config import load_config
+from hisam_jax.files import atomic_write
+
+GRIDS = ("beauty", "ml_1m", "ranking", "ablations")
+
+
+def main() -> None:
+    """Runs what was asked for and rewrites the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public data sets")
+    parser.add_argument("--only", nargs="*", choices=GRIDS, default=list(GRIDS), help="which grids")
+    parser.add_argument("--rows", nargs="*", default=[], help="rows to run, of one grid; all that are done are shown")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--work", type=Path, default=Path("runs/comparison"), help="scratch folder, reused")
+    parser.add_argument("--tables", action="store_true", help="write the tables of what is done, run nothing")
+    arguments = parser.parse_args()
+    target = RESULTS / "comparison.json"
+    results = json.loads(target.read_text()) if target.is_file() else {}
+    for name in arguments.only:
+        file = f"configs/compare/{name}.py"
+        found = compare(
+            load_config(file), file, arguments.work / name, data=arguments.data, only=arguments.rows,
+            jobs=arguments.jobs, tables_only=arguments.tables,
+        )  # fmt: skip
+        results[name] = {
+            "command": f"python -m benchmarks.comparison --data DIR --only {name}",
+            "date": today(),
+            "device": f"{processor()}, {arguments.jobs} runs at a time",
+            "versions": versions("jax"),
+            "result": found,
+        }
+        ordered = {key: results[key] for key in GRIDS if key in results}
+        atomic_write(target, json.dumps(ordered, indent=1) + "\n")
+        atomic_write(RESULTS / "comparison.md", markdown(ordered))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All grids on one page."""
+    parts = ["# Tokenizers, models and switches compared\n", tables.READING]
+    for entry in results.values():
+        packages = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+        source = f"`{entry['command']}`, {entry['date']}, {entry['device']}, {packages}.\n"
+        body = tables.markdown(entry["result"]).replace(tables.READING, source)
+        parts.append("\n".join(f"#{line}" if line.startswith("#") else line for line in body.splitlines()) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
