@@ -15,7 +15,7 @@ VARIANTS = [
     {"strict": True, "window": 3},
     {"anchors": False},
     {"anchor_token": False},
-    {"actions": True, "ranking": 1.0, "window": 4},
+    {"actions": True, "ranking": 1.0, "window": 4, "item_effect": True},
     {"anchors": False, "actions": True, "ranking": 1.0},
     {"anchors": False, "block": "hstu", "actions": True, "ranking": 1.0},
 ]
@@ -111,7 +111,7 @@ def test_candidates_over_the_cache_equal_appending_them(switches):
     got = scorer.clicks_for(histories[0], np.array([7, 3, 39]))
     for logit, item in zip(got, (7, 3, 39), strict=True):
         batch = _row(histories[0], catalog, [item])
-        want = model.apply({"params": params}, method=lambda m, b=batch: m.click_logits(m(b, catalog)[0]))
+        want = model.apply({"params": params}, method=lambda m, b=batch: m.click_logits(m(b, catalog)[0], b["item"]))
         np.testing.assert_allclose(logit, want[0, -1], atol=2e-5)
     along = scorer.clicks_along(histories)
     assert [len(x) for x in along] == [len(h) for h in histories]

@@ -84,7 +84,8 @@ def test_a_click_logit_never_sees_its_own_action(name, catalog):
 
     def logits(action):
         return model.apply(
-            {"params": params}, method=lambda m: m.click_logits(m({**batch, "action": action}, catalog)[0])
+            {"params": params},
+            method=lambda m: m.click_logits(m({**batch, "action": action}, catalog)[0], batch["item"]),
         )
 
     base = np.asarray(logits(batch["action"]))

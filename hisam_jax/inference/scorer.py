@@ -183,4 +183,4 @@ def _hybrid(model, params, catalog, trie, vectors_ID, popularity_I, cold_I, batc
 
 @functools.partial(jax.jit, static_argnums=0)
 def _clicks(model, params, catalog, batch):
-    return model.apply({"params": params}, method=lambda m: m.click_logits(m(batch, catalog)[0]))
+    return model.apply({"params": params}, method=lambda m: m.click_logits(m(batch, catalog)[0], batch["item"]))

@@ -64,7 +64,7 @@ def click_logits(model: HMAT, params, catalog: Catalog, cache: Cache, items_B, i
         if model.config.actions:
             x_BCTD = x_BCTD[:, :, : len(model.vocab) + 1]
         position_BC = jnp.broadcast_to(items_B[:, None], item_BC.shape)
-        return module.click_logits(module.run(x_BCTD, position_BC, jnp.ones_like(item_BC), cache)[0])
+        return module.click_logits(module.run(x_BCTD, position_BC, jnp.ones_like(item_BC), cache)[0], item_BC)
 
     return model.apply({"params": params}, method=run)
 

@@ -36,6 +36,8 @@ class HMATConfig:
         actions: target and action tokens in each group [ours]; needed to rank without reading the answer.
         item_id: item-id embedding in the item vector [ours].
         item_id_rows: rows of its hashed table; 0 is one row an item.
+        item_effect: a number of each item's own in its click logit, from 0 [ours]: what all users agree on reaches the
+            logit without a way through the blocks.
         features: projected modality features in the item vector [ours].
         codes: code embeddings in the item vector [ours].
         time_gap: log time since the user's previous event, in the anchor (and in the target token).
@@ -67,6 +69,7 @@ class HMATConfig:
     actions: bool = False
     item_id: bool = True
     item_id_rows: int = 0
+    item_effect: bool = False
     features: bool = True
     codes: bool = True
     time_gap: bool = True

@@ -49,7 +49,7 @@ def cross_entropy(logits_BNK: jax.Array, label_BN: jax.Array) -> jax.Array:
 
 def ranking_loss(model: HMAT, state_BNTD, batch) -> jax.Array:
     """Binary cross-entropy of `positive` where `rank_weight` is set [at every position: ours]."""
-    loss_BN = optax.sigmoid_binary_cross_entropy(model.click_logits(state_BNTD), batch["positive"])
+    loss_BN = optax.sigmoid_binary_cross_entropy(model.click_logits(state_BNTD, batch["item"]), batch["positive"])
     return weighted_mean(loss_BN, batch["rank_weight"], batch, "rank_weight")
 
 

@@ -12,10 +12,10 @@ from hisam_jax.models.blocks import Block, Cache
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.hstu import HSTUBlock
-from hisam_jax.models.items import ItemEncoder
+from hisam_jax.models.items import ItemEncoder, id_row
 from hisam_jax.models.layers import Dropout, Einsum, Embed, RMSNorm
 from hisam_jax.models.rope import rotation
-from hisam_jax.sharding import BATCH, SPECS, shard
+from hisam_jax.sharding import BATCH, SPECS, padded_rows, shard
 
 ACTIONS = 11  # 0 unknown, 1..10: half stars
 
@@ -56,6 +56,8 @@ class HMAT(nn.Module):
         if c.ranking:
             self.click = Einsum("...d,d->...", (c.width,))
             self.click_bias = self.param("click_bias", nn.initializers.zeros, ())
+            if c.item_effect:
+                self.item_effect = Embed(c.item_id_rows or padded_rows(self.items), 1, 0.0, spec=SPECS.rows)
         if c.generation:
             sizes = (*self.vocab, self.digit) if self.digit else self.vocab
             self.next_code = [Einsum("...d,dk->...k", (c.width, size), scale=0.5, spec=SPECS.matrix) for size in sizes]
@@ -133,10 +135,14 @@ class HMAT(nn.Module):
         item_BN = shard(jnp.broadcast_to(jnp.arange(x_BNTD.shape[1]), x_BNTD.shape[:2]), SPECS.batch)
         return self.run(x_BNTD, item_BN, batch["segment"], deterministic=deterministic)
 
-    def click_logits(self, state_BNTD: jax.Array) -> jax.Array:
+    def click_logits(self, state_BNTD: jax.Array, item_BN: jax.Array) -> jax.Array:
         """`[B, N]`: read from the target token with actions on, else from the group's last token."""
         slot = len(self.vocab) if self.config.actions else -1
-        return self.click(state_BNTD[:, :, slot].astype(jnp.float32)) + self.click_bias
+        logit_BN = self.click(state_BNTD[:, :, slot].astype(jnp.float32)) + self.click_bias
+        if not self.config.item_effect:
+            return logit_BN
+        row_BN = id_row(item_BN, self.items, self.item_effect.rows)
+        return logit_BN + self.item_effect(row_BN, SPECS.batch)[..., 0]
 
     def code_logits(self, state_xD: jax.Array, level: int) -> jax.Array:
         """Logits over one level's own vocabulary, from the state before that code."""
@@ -158,7 +164,7 @@ class HMAT(nn.Module):
         """Touches every parameter; only for initialisation."""
         state, _ = self(batch, catalog)
         c = self.config
-        outputs = [self.click_logits(state)] if c.ranking else []
+        outputs = [self.click_logits(state, batch["item"])] if c.ranking else []
         if c.generation:
             outputs += [self.code_logits(state[:, :, 0], level) for level in range(len(self.next_code))]
         if c.retrieval:
