@@ -374,6 +374,7 @@ def test_unknown_names_say_what_is_known(modality, name):
 
 def test_options_reach_the_encoder_and_unknown_ones_are_refused():
     assert make_encoder("text", "tfidf_svd", dim=7, seed=3) == TfidfSvd(dim=7, seed=3)
+    assert make_encoder("text", "tfidf_svd:7", seed=3) == TfidfSvd(dim=7, seed=3)
     with pytest.raises(UserError, match="width.*dim"):
         make_encoder("image", "hog_color", width=3)
 

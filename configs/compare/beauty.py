@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "beauty": {
                     "title": "Amazon Beauty 2014, leave-one-out, text only",
                     "prepare": {
-                        "source": "sequences", "raw": "{data}/amazon-beauty-2014", "image-encoder": "none",
+                        "source": "sequences", "raw": "{data}/amazon-beauty-2014",
+                        "text-encoder": "tfidf_svd:512", "image-encoder": "none",
                     },
                     "metrics": (*lists, *unmasked),
                 }
@@ -40,6 +41,23 @@ def get_config() -> ml_collections.ConfigDict:
                     "overrides": {"model": {"anchors": False}}, "group": "ours",
                 },
                 {"name": "sasrec-ce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst", "group": "published"},
+                {
+                    "name": "sasrec-ce-light",
+                    "config": "configs/beauty_sasrec.py",
+                    "tokenizer": "dst",
+                    "overrides": {
+                        "model": {"dropout": 0.2},
+                        "data": {"rows": 16},
+                        "training": {
+                            "steps": 1800,
+                            "evaluate_every": 600,
+                            "save_every": 600,
+                            "optimizer": {"weight_decay": 0.01, "decay_embeddings": False},
+                        },
+                    },
+                    "group": "published",
+                    "note": "regularised as lightly, and trained on as many items, as hmat",
+                },
                 {
                     "name": "sasrec-bce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
                     "overrides": {"model": {"loss": "bce"}}, "group": "published",

@@ -32,7 +32,8 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--text-encoder",
         metavar="NAME",
-        help="tfidf_svd, word_vectors (knows synonyms), sentence_transformers:NAME, precomputed:FILE or none (default: "
+        help="tfidf_svd, word_vectors (knows synonyms), sentence_transformers:NAME, precomputed:FILE or none; "
+        "tfidf_svd:512 is it with 512 numbers an item, not 128, and so for the others that are fitted (default: "
         "tfidf_svd, or that of --encoders-from)",
     )
     add(

@@ -94,14 +94,19 @@ def _kept(cache: Cache, kept_M) -> Cache:
 
 
 def item_parts(model: HMAT, params, catalog: Catalog, item) -> jax.Array:
-    """`[P, D]`: what an item vector is the sum of: each code's embedding, each modality's features, the id."""
+    """`[P, D]`: what an item vector is the sum of: each code's embedding, each modality's features, the id.
+
+    Of unit length in all where scores are cosines.
+    """
     codes_L = jnp.asarray(catalog.codes_IL)[item]
 
     def run(module):
         parts = module.item_encoder.parts(item[None], catalog)
         codes_LD = module.item_encoder.code_embeddings(codes_L[None])[0]
         split = {name: codes_LD if name == "codes" else part_1D for name, part_1D in parts.items()}
-        return jnp.concatenate(list(split.values()))
+        parts_PD = jnp.concatenate(list(split.values()))
+        total_D = parts_PD.sum(0)
+        return parts_PD * jnp.sqrt((module.scored(total_D) ** 2).sum() / jnp.maximum((total_D**2).sum(), 1e-12))
 
     return model.apply({"params": params}, method=run)
 

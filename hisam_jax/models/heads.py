@@ -114,8 +114,8 @@ def _sampled(model: HMAT, user_BND, next_BN, weight_BN, catalog: Catalog, determ
     chosen = jax.random.categorical(place_key, jnp.where(flat_weight > 0, 0.0, -1e30), shape=(negatives // 2,))
     uniform = jax.random.randint(item_key, (negatives - negatives // 2,), 0, catalog.items)
     item_C = jnp.concatenate([flat_item[chosen], uniform])
-    vectors_CD = model.item_encoder(item_C, catalog, deterministic=deterministic, spec=SPECS.scored)
-    vectors_BND = model.item_encoder(next_BN, catalog, deterministic=deterministic)
+    vectors_CD = model.scored(model.item_encoder(item_C, catalog, deterministic=deterministic, spec=SPECS.scored))
+    vectors_BND = model.scored(model.item_encoder(next_BN, catalog, deterministic=deterministic))
 
     def log_expected(item_x, spec):
         frequency = look_up(jnp.asarray(catalog.frequency_I), item_x, spec)

@@ -17,6 +17,7 @@ from hisam_jax.models.layers import Dropout, Einsum, Embed, RMSNorm
 from hisam_jax.models.rope import rotation
 from hisam_jax.sharding import BATCH, SPECS, padded_rows, shard
 
+LOG_SCALE = 2.7  # of cosines, at the start: a temperature of .067
 ACTIONS = 11  # 0 unknown, 1..10: half stars
 
 
@@ -62,6 +63,8 @@ class HMAT(nn.Module):
             sizes = (*self.vocab, self.digit) if self.digit else self.vocab
             self.next_code = [Einsum("...d,dk->...k", (c.width, size), scale=0.5, spec=SPECS.matrix) for size in sizes]
         if c.retrieval:
+            if c.cosine:
+                self.log_scale = self.param("log_scale", nn.initializers.constant(LOG_SCALE), ())
             self.user_projection = Einsum("...d,de->...e", (c.width, c.width), spec=SPECS.matrix)
 
     @property
@@ -150,11 +153,18 @@ class HMAT(nn.Module):
 
     def user_vectors(self, state_BNTD: jax.Array) -> jax.Array:
         """`[B, N, D]`: the group's last state as a query over item vectors."""
-        return self.user_projection(state_BNTD[:, :, -1].astype(jnp.float32))
+        user_BND = self.user_projection(state_BNTD[:, :, -1].astype(jnp.float32))
+        return jnp.exp(self.log_scale) * self.scored(user_BND) if self.config.cosine else user_BND
+
+    def scored(self, vectors_xD: jax.Array) -> jax.Array:
+        """Vectors as retrieval multiplies them: of unit length where scores are cosines."""
+        if not self.config.cosine:
+            return vectors_xD
+        return vectors_xD * jax.lax.rsqrt((vectors_xD**2).sum(-1, keepdims=True) + 1e-6)
 
     def item_vectors(self, catalog: Catalog, *, deterministic: bool = True) -> jax.Array:
         """`[I, D]`: the vectors that retrieval scores with, those that the anchors receive."""
-        return self.item_encoder(None, catalog, deterministic=deterministic)
+        return self.scored(self.item_encoder(None, catalog, deterministic=deterministic))
 
     def _gap(self, gap_BN: jax.Array) -> jax.Array:
         scaled = gap_BN / 10.0  # log1p(hours): 10 is about two and a half years

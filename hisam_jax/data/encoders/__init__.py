@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import Any
 
 from hisam_jax.data.encoders.base import Encoder, Features
@@ -39,7 +40,7 @@ def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
         modality: what the features are of.
         name: `tfidf_svd`, `word_vectors`, `sentence_transformers:<name or folder>`, `hog_color`,
             `clip:<name or folder>`, `ppmi_svd` (with the option `interactions`), `precomputed:<file>` or `none`; a
-            file or folder may be a URL.
+            file or folder may be a URL. One that is fitted here takes its width too, such as `tfidf_svd:512`.
         **options: fields of the encoder's dataclass, such as `dim` or `batch_size`.
 
     Raises:
@@ -49,6 +50,8 @@ def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
     kind, _, argument = name.partition(":")
     cls = {key.partition(":")[0]: value for key, value in known.items()}.get(kind)
     takes_argument = f"{kind}:<file>" in known or f"{kind}:<name or folder>" in known
+    if cls and re.fullmatch("[1-9][0-9]*", argument) and "dim" in {field.name for field in dataclasses.fields(cls)}:
+        options, argument = {**options, "dim": int(argument)}, ""
     if cls is None or takes_argument != bool(argument):
         raise UserError(f"no {modality} encoder {name!r}", field=f"{modality}_encoder", expected=", ".join(known))
     if argument and is_url(argument):
