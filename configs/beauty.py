@@ -1,12 +1,12 @@
 """HMAT on Amazon Beauty 2014, leave-one-out, titles and categories only.
 
 Paper: Hi-SAM (arXiv 2602.11799); protocol of TIGER (arXiv 2305.05065). Hardware: 2 CPU cores.
-Commands: hisam prepare --source sequences --raw DIR --out DATASET --text-encoder tfidf_svd:512 --image-encoder none
+Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:512 --image-encoder none --out DATASET
           hisam tokenize --dataset DATASET --config configs/tokenizer/dst.py --out IDS
           hisam train --dataset DATASET --ids IDS --config configs/beauty.py --workdir RUN
 The flat baseline: add --config.model.anchors=False. Generated lists: configs/beauty_generation.py.
-What helped, on validation: less dropout and weight decay than one thinks, item ids never hidden, 512 numbers of text an item
-in place of 128, cosine scores. What did not: behaviour vectors (their pairs are the training pairs), 1,024 numbers of text.
+What helped, on validation: less dropout and weight decay than one thinks, item ids never hidden, 512 numbers of text
+an item in place of 128, cosine scores. What did not: behaviour vectors, whose pairs are the training pairs.
 """
 
 import ml_collections

@@ -112,7 +112,7 @@ def test_without_its_only_item_nothing_is_left(release):
     assert np.isfinite(explained(release, past, item, "generation").drops).all()
 
 
-@pytest.mark.parametrize("switches", [{"anchors": False}, {"item_id": False, "features": False}])
+@pytest.mark.parametrize("switches", [{"anchors": False}, {"item_id": False, "features": False, "cosine": True}])
 @pytest.mark.parametrize("way", ["retrieval", "generation"])
 def test_other_models_too(switches, way):
     engine, items, _, full = made(**switches)

@@ -269,3 +269,14 @@ def test_sizes_that_do_not_fit_are_refused(bad):
 def test_values_without_a_meaning_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"model.{field}"):
         HMATConfig(**{field: value})
+
+
+def test_cosine_scores_do_not_depend_on_the_length_of_an_item():
+    catalog = small_catalog()
+    model, batch = small_model(cosine=True), small_batch(catalog)
+    params, _ = small_params(model, catalog, batch)
+    vectors = model.apply({"params": params}, catalog, method="item_vectors")
+    np.testing.assert_allclose(jnp.linalg.norm(vectors, axis=-1), 1.0, rtol=1e-3)
+    state = model.apply({"params": params}, batch, catalog)[0]
+    users = model.apply({"params": params}, state, method="user_vectors")
+    np.testing.assert_allclose(jnp.linalg.norm(users, axis=-1), jnp.exp(params["log_scale"]), rtol=1e-3)

@@ -38,8 +38,8 @@ class HMATConfig:
         item_id_rows: rows of its hashed table; 0 is one row an item.
         item_effect: a number of each item's own in its click logit, from 0 [ours]: what all users agree on reaches the
             logit without a way through the blocks.
-        cosine: retrieval scores are cosines times a learned scale, so that an item's length does not speak for how often
-            it was sold (as NISER, arXiv 1909.04276); else dot products.
+        cosine: retrieval scores are cosines times a learned scale, so that an item's length does not speak for how
+            often it was sold (as NISER, arXiv 1909.04276); else dot products.
         features: projected modality features in the item vector [ours].
         codes: code embeddings in the item vector [ours].
         time_gap: log time since the user's previous event, in the anchor (and in the target token).
