@@ -42,23 +42,6 @@ def get_config() -> ml_collections.ConfigDict:
                 },
                 {"name": "sasrec-ce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst", "group": "published"},
                 {
-                    "name": "sasrec-ce-light",
-                    "config": "configs/beauty_sasrec.py",
-                    "tokenizer": "dst",
-                    "overrides": {
-                        "model": {"dropout": 0.2},
-                        "data": {"rows": 16},
-                        "training": {
-                            "steps": 1800,
-                            "evaluate_every": 600,
-                            "save_every": 600,
-                            "optimizer": {"weight_decay": 0.01, "decay_embeddings": False},
-                        },
-                    },
-                    "group": "published",
-                    "note": "regularised as lightly, and trained on as many items, as hmat",
-                },
-                {
                     "name": "sasrec-bce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
                     "overrides": {"model": {"loss": "bce"}}, "group": "published",
                 },

@@ -14,8 +14,10 @@ from typing import Any
 
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Cell, Grid, beside, flat
+from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
+from hisam_jax.training.checkpoints import differences
 
 SAID = 400  # last characters of a failed step's log that are shown
 
@@ -71,10 +73,8 @@ class Workshop:
 
     def train(self, cell: Cell) -> list[str]:
         """The command that trains a cell."""
-        row, grid = self.grid.rows[cell.row], self.grid
-        config = beside(row.config_of(cell.dataset), self.config)
-        overrides = {**flat(row.overrides), "seed": cell.seed} | ({"training.steps": self.steps} if self.steps else {})
-        dataset, ids = self.dataset(cell.dataset), self.ids(cell.dataset, grid.rows[cell.row].tokenizer)
+        config, overrides = self._config(cell)
+        dataset, ids = self.dataset(cell.dataset), self.ids(cell.dataset, self.grid.rows[cell.row].tokenizer)
         arguments = ["train", "--dataset", dataset, "--ids", ids, "--config", config]
         return _hisam([*arguments, "--workdir", self.out / cell.folder / "run"], overrides)
 
@@ -86,7 +86,7 @@ class Workshop:
             UserError: the folder holds a cell of other settings.
         """
         folder, command = self.out / cell.folder, self.train(cell)
-        _check_same(folder / "cell.json", {"command": _without_paths(command)})
+        _check_same(folder / "cell.json", self.settings(cell))
         evaluate = _hisam(["evaluate", "--workdir", folder / "run", "--no-baselines"], {})
         try:
             for step, arguments in (("train", command), ("evaluate", evaluate)):
@@ -99,8 +99,32 @@ class Workshop:
         (folder / "failed.json").unlink(missing_ok=True)
 
     def done(self, cell: Cell) -> bool:
-        """Whether a cell has been evaluated."""
-        return (self.out / cell.folder / "run" / "evaluation.json").is_file()
+        """Whether a cell has been evaluated.
+
+        Raises:
+            UserError: it has, with other settings.
+        """
+        done = (self.out / cell.folder / "run" / "evaluation.json").is_file()
+        if done:
+            _check_same(self.out / cell.folder / "cell.json", self.settings(cell))
+        return done
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """All that decides what a cell finds on its dataset, as JSON: its config and its tokenizer's."""
+        entry = self.grid.tokenizers[self.grid.rows[cell.row].tokenizer]
+        config, overrides = self._config(cell)
+        parts = {"run": (config, overrides), "tokenizer": (beside(entry.config, self.config), flat(entry.overrides))}
+        whole = {
+            name: load_config(file, {field: str(value) for field, value in given.items()}).to_dict()
+            for name, (file, given) in parts.items()
+        }
+        return json.loads(json.dumps(whole, sort_keys=True))
+
+    def _config(self, cell: Cell) -> tuple[Path, dict[str, Any]]:
+        row = self.grid.rows[cell.row]
+        steps = {"training.steps": self.steps} if self.steps else {}
+        config = beside(row.config_of(cell.dataset), self.config)
+        return config, {**flat(row.overrides), "seed": cell.seed} | steps
 
     def _prepare(self, name: str, folder: Path) -> list[str]:
         arguments: list[Any] = ["prepare"]
@@ -155,18 +179,14 @@ def _text(value: Any) -> str | os.PathLike:
     return value if isinstance(value, (str, os.PathLike)) else str(value)
 
 
-def _without_paths(command: Sequence[str]) -> list[str]:
-    """A command but where its inputs and its folder lie, which may move."""
-    skipped = {"--dataset", "--ids", "--workdir", "--config"}
-    words = zip(["", *command], command, strict=False)
-    return [word for before, word in words if before not in skipped and word not in skipped]
-
-
 def _check_same(record: Path, settings: Mapping[str, Any]) -> None:
-    if record.is_file() and (then := json.loads(record.read_text())) != settings:
-        changed = sorted({*then["command"]} ^ {*settings["command"]})
+    """Keeps a cell's settings beside it, or refuses others than it began with."""
+    then = json.loads(record.read_text()) if record.is_file() else settings
+    changed = [name for part in settings for name in differences(then.get(part, {}), settings[part])]
+    if changed:
         raise UserError(
             f"holds a cell of other settings ({', '.join(changed)})", path=record.parent, expected="these settings",
             hint="remove that folder, or give another --out",
         )  # fmt: skip
-    atomic_write(record, json.dumps(settings, indent=1) + "\n")
+    if not record.is_file():
+        atomic_write(record, json.dumps(settings, indent=1) + "\n")
