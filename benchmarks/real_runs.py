@@ -58,11 +58,6 @@ RUNS = {
         ("--config.training.steps=250",),
     ),
     "ml-latest-small": RealRun("MovieLens latest-small, leave-one-out", _SMALL, "configs/ml_latest_small.py"),
-    "amazon-beauty-2014": RealRun(
-        "Amazon Beauty 2014, leave-one-out, text only",
-        "--source sequences --raw {data}/amazon-beauty-2014 --image-encoder none",
-        "configs/beauty.py",
-    ),
     "ml-1m": RealRun(
         "MovieLens-1M, leave-one-out",
         "--source sequences --raw {data}/ml-1m --images {data}/movielens-posters",
