@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make lint`, `make bench`, `make compilers`; `PYTHON=python3.12 make test` picks an interpreter.
+# `make demo`, `make test`, `make test-all`, `make lint`, `make bench`, `make compilers`; `PYTHON=python3.12 make test` picks an interpreter.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
@@ -16,7 +16,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0])')
 # One stamp for each interpreter version: another PYTHON finds no stamp of its own and rebuilds the environment.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: demo test lint bench compilers venv clean
+.PHONY: demo test test-all lint bench compilers venv clean
 
 demo: venv
 	$(BIN)/hisam prepare --source shop --protocol per_user_time --text-encoder word_vectors --out $(DEMO)/dataset
@@ -26,8 +26,12 @@ demo: venv
 	$(BIN)/hisam recommend --workdir $(DEMO)/run --user u0000000 -k 5
 	$(BIN)/hisam report --workdir $(DEMO)/run
 
+# All but the slow tests; of two -m pytest takes the last one.
 test: venv
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow' $(PYTEST_ARGS)
+
+test-all:
+	$(MAKE) test PYTEST_ARGS="-m '' $(PYTEST_ARGS)"
 
 lint: venv
 	$(BIN)/ruff check .
