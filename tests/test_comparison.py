@@ -138,6 +138,8 @@ def test_a_planted_gain_is_significant_where_unpaired_intervals_overlap():
         ({"rows": {"up/down": row()}}, "rows"),
         ({"seeds": ()}, "seeds"),
         ({"seeds": (-1,)}, "seeds"),
+        ({"seeds": (0, 0)}, "seeds"),
+        ({"rows": {"hmat": {**row(), "seeds": (1, 1)}}}, "rows.hmat.seeds"),
         ({"sedes": (0,)}, "sedes"),
     ],
 )
@@ -221,6 +223,8 @@ def test_a_killed_comparison_goes_on_to_the_same_tables(tmp_path):
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "whole").rglob("metrics.jsonl")}
     assert subprocess.run(command(tmp_path / "whole"), capture_output=True).returncode == 0
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "whole").rglob("metrics.jsonl")}
+    tables = command(tmp_path / "whole", "--tables")
+    assert subprocess.run(tables, capture_output=True).returncode == 0
 
 
 @pytest.mark.slow
@@ -236,7 +240,9 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path):
     write_grid_again = grid_config({"bad": row(), "hmat": row()}, seeds=(0,))
     (tmp_path / "grid.py").write_text(GRID.format(config=write_grid_again.to_dict()))
     done = subprocess.run(command(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 2 and "cell of other settings" in done.stderr  # mended, but not the cell that was begun
+    assert (
+        done.returncode == 2 and "was made with other settings" in done.stderr
+    )  # mended, but not the cell that was begun
 
 
 def test_a_frame_refuses_scores_of_other_targets():

@@ -51,7 +51,8 @@ class Workshop:
         if name in self.given:
             return self.given[name]
         folder = self.out / "datasets" / name
-        self._once(folder, self._prepare(name, folder))
+        if not folder.exists():
+            self._once(folder, self._prepare(name, folder))
         return folder
 
     def frame(self, name: str) -> Path:
@@ -68,6 +69,8 @@ class Workshop:
         entry, folder = self.grid.tokenizers[tokenizer], self.out / "ids" / dataset / tokenizer
         config = beside(entry.config, self.config)
         arguments = ["tokenize", "--dataset", self.dataset(dataset), "--config", config, "--out", folder]
+        settings = {"tokenizer": _resolved(config, flat(entry.overrides))}
+        _check_same(self.out / "ids" / dataset / f"{tokenizer}.json", settings, folder)
         self._once(folder, _hisam(arguments, flat(entry.overrides)))
         return folder
 
@@ -85,11 +88,11 @@ class Workshop:
             Failed: a step ended with an error, which the cell's `failed.json` keeps.
             UserError: the folder holds a cell of other settings.
         """
-        folder, command = self.out / cell.folder, self.train(cell)
-        _check_same(folder / "cell.json", self.settings(cell))
+        folder = self.out / cell.folder
+        _check_same(folder / "cell.json", self.settings(cell), folder)
         evaluate = _hisam(["evaluate", "--workdir", folder / "run", "--no-baselines"], {})
         try:
-            for step, arguments in (("train", command), ("evaluate", evaluate)):
+            for step, arguments in (("train", self.train(cell)), ("evaluate", evaluate)):
                 execute(arguments, folder / f"{step}.log", (lock,))
         except Failed as error:
             record = folder / "failed.json"
@@ -106,7 +109,7 @@ class Workshop:
         """
         done = (self.out / cell.folder / "run" / "evaluation.json").is_file()
         if done:
-            _check_same(self.out / cell.folder / "cell.json", self.settings(cell))
+            _check_same(self.out / cell.folder / "cell.json", self.settings(cell), self.out / cell.folder)
         return done
 
     def settings(self, cell: Cell) -> dict[str, Any]:
@@ -114,17 +117,15 @@ class Workshop:
         entry = self.grid.tokenizers[self.grid.rows[cell.row].tokenizer]
         config, overrides = self._config(cell)
         parts = {"run": (config, overrides), "tokenizer": (beside(entry.config, self.config), flat(entry.overrides))}
-        whole = {
-            name: load_config(file, {field: str(value) for field, value in given.items()}).to_dict()
-            for name, (file, given) in parts.items()
-        }
-        return json.loads(json.dumps(whole, sort_keys=True))
+        return {name: _resolved(*part) for name, part in parts.items()}
 
     def _config(self, cell: Cell) -> tuple[Path, dict[str, Any]]:
         row = self.grid.rows[cell.row]
-        steps = {"training.steps": self.steps} if self.steps else {}
         config = beside(row.config_of(cell.dataset), self.config)
-        return config, {**flat(row.overrides), "seed": cell.seed} | steps
+        overrides = {**flat(row.overrides), "seed": cell.seed}
+        if self.steps:
+            overrides["training.steps"] = min(self.steps, _resolved(config, overrides)["training"]["steps"])
+        return config, overrides
 
     def _prepare(self, name: str, folder: Path) -> list[str]:
         arguments: list[Any] = ["prepare"]
@@ -179,14 +180,20 @@ def _text(value: Any) -> str | os.PathLike:
     return value if isinstance(value, (str, os.PathLike)) else str(value)
 
 
-def _check_same(record: Path, settings: Mapping[str, Any]) -> None:
-    """Keeps a cell's settings beside it, or refuses others than it began with."""
+def _resolved(config: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its overrides, as JSON."""
+    whole = load_config(config, {field: str(value) for field, value in overrides.items()}).to_dict()
+    return json.loads(json.dumps(whole, sort_keys=True))
+
+
+def _check_same(record: Path, settings: Mapping[str, Any], made: Path) -> None:
+    """Keeps the settings of what is `made` beside it, or refuses others than it began with."""
     then = json.loads(record.read_text()) if record.is_file() else settings
     changed = [name for part in settings for name in differences(then.get(part, {}), settings[part])]
     if changed:
         raise UserError(
-            f"holds a cell of other settings ({', '.join(changed)})", path=record.parent, expected="these settings",
-            hint="remove that folder, or give another --out",
+            f"was made with other settings ({', '.join(changed)})", path=made, expected="these settings",
+            hint=f"give --steps as before, another --out, or remove it and {record.name}",
         )  # fmt: skip
     if not record.is_file():
         atomic_write(record, json.dumps(settings, indent=1) + "\n")

@@ -156,8 +156,9 @@ class Grid:
             for name in names:
                 if not is_plain_name(name):
                     raise UserError(f"name {name!r}", field=section, expected="letters, digits, dots, dashes, _")
-        if not self.seeds or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in self.seeds):
-            raise UserError(f"value {self.seeds!r}", field="seeds", expected=f"whole numbers from 0 to {2**32 - 1}")
+        _check_seeds("seeds", self.seeds)
+        for name, row in self.rows.items():
+            _check_seeds(f"rows.{name}.seeds", row.seeds or self.seeds)
         rivals = {*self.rows, *BASELINES}
         for name, row in self.rows.items():
             if name in BASELINES:
@@ -176,6 +177,12 @@ class Grid:
     def _check_name(field: str, name: str, known) -> None:
         if name not in known:
             raise UserError(f"value {name!r}", field=field, expected=" or ".join(sorted(known)))
+
+
+def _check_seeds(field: str, seeds: Sequence[int]) -> None:
+    able = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
+    if not seeds or not able or len(set(seeds)) < len(seeds):
+        raise UserError(f"value {seeds!r}", field=field, expected=f"different whole numbers from 0 to {2**32 - 1}")
 
 
 def _named(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,14 @@ from matplotlib.figure import Figure
 OURS, SIMPLE, INK = "#1f5fa8", "#8a8a8a", "#333333"
 
 
+def leading(table: Mapping[str, Any]) -> str | None:
+    """The first leading metric that any row has."""
+    return next((m for m in table["lead"] if any(m in row["metrics"] for row in table["rows"].values())), None)
+
+
 def forest(table: Mapping[str, Any]) -> str:
     """An SVG of the first leading metric that any row has."""
-    metric = next((m for m in table["lead"] if any(m in row["metrics"] for row in table["rows"].values())), None)
+    metric = leading(table)
     rows = {name: row["metrics"][metric] for name, row in table["rows"].items() if metric in row["metrics"]}
     names = sorted(rows, key=lambda name: rows[name]["value"])
     figure = Figure(figsize=(7.0, 0.8 + 0.27 * len(names)), layout="constrained")

@@ -12,7 +12,7 @@ import numpy as np
 from hisam_jax.comparison import statistics
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell, Grid
-from hisam_jax.comparison.plots import forest
+from hisam_jax.comparison.plots import forest, leading
 from hisam_jax.comparison.predictions import GROUPS, Frame, Scores, load_frame, load_scores
 from hisam_jax.comparison.tables import markdown
 from hisam_jax.data.dataset import read_manifest
@@ -35,7 +35,8 @@ def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None
     """Writes `comparison.json`, `comparison.md` and a plot a dataset."""
     atomic_write(shop.out / "comparison.json", json.dumps(result, indent=1) + "\n")
     atomic_write(shop.out / "comparison.md", markdown(result))
-    for name, table in result["datasets"].items() if plots else ():
+    drawn = {name: table for name, table in result["datasets"].items() if leading(table)}
+    for name, table in drawn.items() if plots else ():
         (shop.out / "plots").mkdir(exist_ok=True)
         atomic_write(shop.out / "plots" / f"{name}.svg", forest(table))
 
@@ -97,7 +98,7 @@ def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:
         "train_flops_per_item": records[0].get("train_flops_per_item"),
         "items_per_second": _mean(records, "items_per_second"),
         "peak_memory_bytes": _mean(records, "peak_memory_bytes"),
-        "minutes": _mean(records, "seconds") / 60,
+        "minutes": (_mean(records, "seconds") or 0.0) / 60,
         "steps": [record["steps"] for record in records],
         "best_step": [_best_step(folder) for folder in folders],
         "tokenizer": records[0]["tokenizer"],
@@ -106,8 +107,9 @@ def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(np.mean([record[name] or np.nan for record in records]))
+def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    known = [record[name] for record in records if record[name]]
+    return float(np.mean(known)) if known else None
 
 
 def _best_step(folder: Path) -> int | None:

@@ -70,14 +70,21 @@ def compare(
     if not tables_only:
         cells = [cell for cell in grid.cells() if not only or cell.row in only]
         failed = _Pool(shop, cells, jobs).work()
-    result = collect(shop)
-    write(shop, result)
+    result = _write_tables(shop)
     if not tables_only and failed:
         first, said = next(iter(failed.items()))
         raise UserError(
             f"{len(failed)} of {len(cells)} cells failed, the first {first.folder}: {said}", path=shop.out,
             hint="mend it and run the same command again: what is done stays done",
         )  # fmt: skip
+    return result
+
+
+def _write_tables(shop: Workshop, plots: bool = True) -> dict[str, Any]:
+    """Of all that is done by now; one process and thread at a time."""
+    with claim(shop.out / "locks" / "tables.lock", wait=True):
+        result = collect(shop)
+        write(shop, result, plots)
     return result
 
 
@@ -88,13 +95,16 @@ class _Pool:
         self._shop, self._cells, self._jobs = shop, cells, max(1, jobs)
         self._failed: dict[Cell, str] = {}
         self._errors: queue.Queue[BaseException] = queue.Queue()
-        self._stop, self._writing = threading.Event(), threading.Lock()
+        self._stop, self._taking = threading.Event(), threading.Lock()
 
     def work(self) -> dict[Cell, str]:
         """Runs all cells; returns those that failed, with what they said."""
         for dataset in self._shop.grid.datasets:
             if any(cell.dataset == dataset for cell in self._cells):
-                self._shop.frame(dataset)
+                try:
+                    self._shop.frame(dataset)
+                except Failed as error:
+                    raise UserError(str(error), path=self._shop.out, field=f"datasets.{dataset}") from error
         while todo := [cell for cell in self._cells if not self._shop.done(cell) and cell not in self._failed]:
             before = len(todo)
             turn = iter(todo)
@@ -122,7 +132,7 @@ class _Pool:
             if self._jobs > 1 and hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(0, _share(sorted(os.sched_getaffinity(0)), number, self._jobs))  # of this thread
             while not self._stop.is_set():
-                with self._writing:
+                with self._taking:
                     cell = next(turn, None)
                 if cell is None:
                     return
@@ -143,8 +153,7 @@ class _Pool:
                 print(f"compare: {cell.folder} failed: {error}", file=sys.stderr, flush=True)
                 self._failed[cell] = str(error)
                 return
-        with self._writing:
-            write(shop, collect(shop), plots=False)
+        _write_tables(shop, plots=False)
 
 
 def _share(cores: Sequence[int], number: int, jobs: int) -> set[int]:

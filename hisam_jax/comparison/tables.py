@@ -59,7 +59,7 @@ def _grouped(table: Mapping[str, Any]) -> str:
 
 
 def _cost(table: Mapping[str, Any]) -> str:
-    header = ["row", "tokenizer", "parameters", "of them tables", "MFLOPs an item", "items/s", "GiB", "minutes",
+    header = ["row", "tokenizer", "parameters", "of them tables", "MFLOPs an item", "items/s", "host GiB", "minutes",
               "best step", "device"]  # fmt: skip
 
     def cells(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -67,7 +67,7 @@ def _cost(table: Mapping[str, Any]) -> str:
         best = [f"{best} of {last}" for best, last in zip(row["best_step"], row["steps"], strict=True)]
         return [
             name, str(row["tokenizer"]), f"{row['parameters']['total']:,}", f"{row['parameters']['tables']:,}",
-            f"{flops / 1e6:,.2f}" if flops else "", f"{row['items_per_second']:,.0f}",
+            f"{flops / 1e6:,.2f}" if flops else "", f"{row['items_per_second'] or 0:,.0f}",
             f"{row['peak_memory_bytes'] / 2**30:.2f}", f"{row['minutes']:.1f}",
             ", ".join(best), ", ".join(row["device"]),
         ]  # fmt: skip
@@ -84,7 +84,7 @@ def _shown(table: Mapping[str, Any]) -> list[str]:
 def _with_groups(table: Mapping[str, Any], columns: int, cells) -> Iterable[list[str]]:
     last = None
     for name, row in table["rows"].items():
-        group = row.get("group", "baselines") or ""
+        group = row.get("group", "baselines") or "models"
         if group != last and group:
             yield [f"*{group}*", *[""] * (columns - 1)]
         last = group

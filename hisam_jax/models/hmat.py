@@ -145,7 +145,8 @@ class HMAT(nn.Module):
         if not self.config.item_effect:
             return logit_BN
         row_BN = id_row(item_BN, self.items, self.item_effect.rows)
-        return logit_BN + self.item_effect(row_BN, SPECS.batch)[..., 0]
+        effect_BN = self.item_effect(row_BN, SPECS.batch)[..., 0]
+        return logit_BN + effect_BN * (item_BN < self.items)  # one that came later has none
 
     def code_logits(self, state_xD: jax.Array, level: int) -> jax.Array:
         """Logits over one level's own vocabulary, from the state before that code."""
