@@ -70,7 +70,8 @@ class Workshop:
         config = beside(entry.config, self.config)
         arguments = ["tokenize", "--dataset", self.dataset(dataset), "--config", config, "--out", folder]
         settings = {"tokenizer": _resolved(config, flat(entry.overrides))}
-        _check_same(self.out / "ids" / dataset / f"{tokenizer}.json", settings, folder)
+        with claim(self.out / "locks" / "settings.lock", wait=True):
+            _check_same(self.out / "ids" / dataset / f"{tokenizer}.json", settings, folder)
         self._once(folder, _hisam(arguments, flat(entry.overrides)))
         return folder
 
