@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from hisam_jax.inference.histories import History
-from hisam_jax.inference.scorer import CANDIDATES, Scorer
+from hisam_jax.data.pipeline import Batch
+from hisam_jax.inference.scorer import Scorer
 
 
 class PlainScorer(Scorer):
     """A `Scorer` by whole passes over the histories; generates nothing."""
-
-    @functools.cached_property
-    def item_vectors(self) -> jax.Array:
-        """`[I, D]`, computed once."""
-        return _item_vectors(self.model, self.params, self.catalog)
-
-    def retrieval(self, histories: Sequence[History]) -> np.ndarray:
-        """float32 `[len(histories), I]`."""
-        out = np.empty((len(histories), self.catalog.items), np.float32)
-        for rows, batch in self._batches(histories, self.rows):
-            scores = _retrieval(self.model, self.params, self.catalog, self.item_vectors, batch)
-            out[rows] = np.asarray(scores)[: len(rows)]
-        return self._serve_empty(histories, out)
 
     def generation(self, histories, seen, *, beams: int):
         """There is none.
@@ -36,31 +23,15 @@ class PlainScorer(Scorer):
         """
         raise NotImplementedError(f"{type(self.model).__name__} has no generation head")
 
-    def clicks_along(self, histories: Sequence[History]) -> list[np.ndarray]:
-        """Ranking logits of every event of each history, each read before its own action."""
-        out: list[np.ndarray] = [np.empty(0)] * len(histories)
-        for rows, batch in self._batches(histories, self.rows):
-            logits = np.asarray(_clicks(self.model, self.params, self.catalog, batch))
-            for row, index in enumerate(rows):
-                out[index] = logits[row, : len(histories[index])]
-        return out
+    def _scores(self, batch: Batch) -> jax.Array:
+        return _retrieval(self.model, self.params, self.catalog, self.item_vectors, batch)
 
-    def clicks_for(self, history: History, candidates: np.ndarray) -> np.ndarray:
-        """Ranking logits of candidates after a history; candidates never see each other."""
-        _, batch = next(self._batches([history], 1))
-        out, gap_B = [], np.zeros(1, np.float32)
-        for start in range(0, len(candidates), CANDIDATES):
-            part = candidates[start : start + CANDIDATES]
-            padded = np.zeros((1, CANDIDATES), np.int32)
-            padded[0, : len(part)] = part
-            logits = _candidates(self.model, self.params, self.catalog, batch, padded, gap_B)
-            out.append(np.asarray(logits)[0, : len(part)])
-        return np.concatenate(out)
+    def _clicks(self, batch: Batch) -> jax.Array:
+        return _clicks(self.model, self.params, self.catalog, batch)
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _item_vectors(model, params, catalog):
-    return model.apply({"params": params}, catalog, method="item_vectors")
+    def _candidates(self, batch: Batch) -> Callable[[np.ndarray], jax.Array]:
+        gap_B = np.zeros(1, np.float32)
+        return lambda item_BC: _candidates(self.model, self.params, self.catalog, batch, item_BC, gap_B)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from hisam_jax.data.pipeline import Batch
 from hisam_jax.inference import steps
+from hisam_jax.inference.engine import EngineConfig
 from hisam_jax.inference.histories import SHORTEST, History, batches
 from hisam_jax.inference.top_items import NO_SCORE
 from hisam_jax.models.catalog import Catalog
@@ -20,7 +21,7 @@ from hisam_jax.tokenizer.trie import Trie
 ROWS = 64
 CANDIDATES = 512
 LISTED = 100  # of a hybrid: no metric looks further
-HYBRID = {"sharing": 4, "cold": 50, "cold_every": 10}  # as the service has it
+HYBRID = {name: getattr(EngineConfig, name) for name in ("sharing", "cold", "cold_every")}  # as it is served
 
 
 class Scorer:
@@ -64,7 +65,7 @@ class Scorer:
         """float32 `[len(histories), I]`: each user vector's dot product with every item vector."""
         out = np.empty((len(histories), self.catalog.items), np.float32)
         for rows, batch in self._batches(histories, self.rows):
-            scores = _retrieval(self.model, self.params, self.catalog, self.item_vectors, batch)
+            scores = self._scores(batch)
             out[rows] = np.asarray(scores)[: len(rows)]
         return self._serve_empty(histories, out)
 
@@ -108,7 +109,7 @@ class Scorer:
         """Ranking logits of every event of each history, each read before its own action."""
         out: list[np.ndarray] = [np.empty(0)] * len(histories)
         for rows, batch in self._batches(histories, self.rows):
-            logits = np.asarray(_clicks(self.model, self.params, self.catalog, batch))
+            logits = np.asarray(self._clicks(batch))
             for row, index in enumerate(rows):
                 out[index] = logits[row, : len(histories[index])]
         return out
@@ -116,15 +117,27 @@ class Scorer:
     def clicks_for(self, history: History, candidates: np.ndarray) -> np.ndarray:
         """Ranking logits of candidates after a history; candidates never see each other."""
         _, batch = next(self._batches([history], 1))
-        (_, cache), out = _read(self.model, self.params, self.catalog, batch), []
-        items_B, gap_B = np.array([len(history)], np.int32), np.zeros(1, np.float32)
+        score, out = self._candidates(batch), []
         for start in range(0, len(candidates), CANDIDATES):
             part = candidates[start : start + CANDIDATES]
             padded = np.zeros((1, CANDIDATES), np.int32)
             padded[0, : len(part)] = part
-            logits = _candidates(self.model, self.params, self.catalog, cache, items_B, padded, gap_B)
-            out.append(np.asarray(logits)[0, : len(part)])
+            out.append(np.asarray(score(padded))[0, : len(part)])
         return np.concatenate(out)
+
+    def _scores(self, batch: Batch) -> jax.Array:
+        """`[B, I]`, what `retrieval` returns of a batch."""
+        return _retrieval(self.model, self.params, self.catalog, self.item_vectors, batch)
+
+    def _clicks(self, batch: Batch) -> jax.Array:
+        """`[B, N]`, what `clicks_along` returns of a batch."""
+        return _clicks(self.model, self.params, self.catalog, batch)
+
+    def _candidates(self, batch: Batch) -> Callable[[np.ndarray], jax.Array]:
+        """`item_1C -> logit_1C` after the history of a batch of one, which is read once."""
+        _, cache = _read(self.model, self.params, self.catalog, batch)
+        items_B, gap_B = np.array([(batch["segment"] > 0).sum()], np.int32), np.zeros(1, np.float32)
+        return lambda item_BC: _candidates(self.model, self.params, self.catalog, cache, items_B, item_BC, gap_B)
 
     def _batches(self, histories: Sequence[History], rows: int) -> Iterator[tuple[np.ndarray, Batch]]:
         return batches(histories, self.codes_IL, window=self.window, rows=rows, shortest=self.shortest)
