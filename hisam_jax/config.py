@@ -101,6 +101,19 @@ def check_least(record: Any, section: str, **least: float) -> None:
             raise UserError(f"value {getattr(record, name)}", field=f"{section}.{name}", expected=f"{value} or more")
 
 
+def check_shares(record: Any, section: str, *names: str, whole: bool = False) -> None:
+    """Checks that the named fields of a config record are shares, 0 or more and below 1, or with `whole` at most 1.
+
+    Raises:
+        UserError: the first that is not, as a field of `section`.
+    """
+    for name in names:
+        value = getattr(record, name)
+        if not (0 <= value < 1 or (whole and value == 1)):
+            expected = "a share, 0 to 1" if whole else "0 or more, below 1"
+            raise UserError(f"value {value}", field=f"{section}.{name}", expected=expected)
+
+
 def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Path) -> None:
     node, path = config, field.split(".")
     for depth, name in enumerate(path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from einops import repeat
 
 _BANDS = 8
 
@@ -30,6 +31,21 @@ def map_causal_chunks(
         for first in range(0, count, per_band)
     ]
     return jnp.concatenate(outputs, axis=1)[:, :length]
+
+
+def readable(segment_BC: jax.Array, segment_BN: jax.Array, start: jax.Array, tokens: int) -> jax.Array:
+    """bool `[B, C * tokens, N * tokens]`: keys of a query's own segment up to itself; padding (0) reads nothing.
+
+    Args:
+        segment_BC: of a chunk of items, the first of which is item `start`.
+        segment_BN: of the items that it may see.
+        start: see `map_causal_chunks`.
+        tokens: of an item.
+    """
+    segment_BQ, segment_BS = (repeat(x, "b n -> b (n t)", t=tokens) for x in (segment_BC, segment_BN))
+    mask_BQS = (segment_BQ[:, :, None] == segment_BS[:, None]) & (segment_BQ[:, :, None] > 0)
+    query_Q = start * tokens + jnp.arange(segment_BQ.shape[1])
+    return mask_BQS & (jnp.arange(segment_BS.shape[1])[None] <= query_Q[:, None])
 
 
 def _band(one_chunk, padded, first: int, last: int, chunk: int, length: int) -> jax.Array:

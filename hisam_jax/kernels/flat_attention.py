@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 
-from hisam_jax.kernels.chunks import map_causal_chunks
+from hisam_jax.kernels.chunks import map_causal_chunks, readable
 
 
 def flat_attention(q_BNTHD, k_BNTGD, v_BNTGD, segment_ids_BN, *, chunk: int = 64) -> jax.Array:
@@ -20,10 +20,7 @@ def flat_attention(q_BNTHD, k_BNTGD, v_BNTGD, segment_ids_BN, *, chunk: int = 64
         q, segment_BC = arrays
         q = rearrange(q, "b n t (g r) d -> b (n t) g r d", r=group) * (q.shape[-1] ** -0.5)
         k, v = (rearrange(x[:, :end], "b n t g d -> b (n t) g d") for x in (k_BNTGD, v_BNTGD))
-        query_Q = start * tokens + jnp.arange(q.shape[1])
-        segment_BQ, segment_BS = (repeat(x, "b n -> b (n t)", t=tokens) for x in (segment_BC, segment_ids_BN[:, :end]))
-        mask = (segment_BQ[:, :, None] == segment_BS[:, None]) & (segment_BQ[:, :, None] > 0)
-        mask &= jnp.arange(k.shape[1])[None] <= query_Q[:, None]
+        mask = readable(segment_BC, segment_ids_BN[:, :end], start, tokens)
         scores = jnp.einsum("bqgrd,bsgd->bgrqs", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1) * mask[:, None, None]
         out = jnp.einsum("bgrqs,bsgd->bqgrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 
-from hisam_jax.kernels.chunks import map_causal_chunks
+from hisam_jax.kernels.chunks import map_causal_chunks, readable
 
 EXACT, AN_OCTAVE, BUCKETS = 8, 4, 32  # distances with a bucket of their own, then 4 a doubling, to 512 items
 
@@ -40,10 +40,7 @@ def hstu_attention(q_BNTHD, k_BNTGD, v_BNTGD, segment_ids_BN, distance_HE, slots
         bias = rearrange(
             bias_HCE[:, :, None, :, None] + slots_HTT[:, None, :, None], "(g r) n t m s -> g r (n t) (m s)", r=group
         )
-        query_Q = start * tokens + jnp.arange(q.shape[1] * tokens)
-        segment_BQ, segment_BS = (repeat(x, "b n -> b (n t)", t=tokens) for x in (segment_BC, segment_ids_BN[:, :end]))
-        mask = (segment_BQ[:, :, None] == segment_BS[:, None]) & (segment_BQ[:, :, None] > 0)
-        mask &= jnp.arange(end * tokens)[None] <= query_Q[:, None]
+        mask = readable(segment_BC, segment_ids_BN[:, :end], start, tokens)
         q = rearrange(q, "b n t (g r) d -> b (n t) g r d", r=group)
         k, v = (rearrange(x[:, :end], "b n t g d -> b (n t) g d") for x in (k_BNTGD, v_BNTGD))
         scores = jnp.einsum("bqgrd,bsgd->bgrqs", q, k, preferred_element_type=jnp.float32) + bias

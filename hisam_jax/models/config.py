@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from hisam_jax.config import check_least
+from hisam_jax.config import check_least, check_shares
 from hisam_jax.errors import UserError
 from hisam_jax.kernels.anchor_attention import IMPLEMENTATIONS
 
@@ -92,9 +92,7 @@ class HMATConfig:
         check_least(self, "model", item_id_rows=0, ranking=0, generation=0, retrieval=0, window=0)
         check_least(self, "model", softmax_items=0, negatives=2)
         self._check_attention()
-        for name in ("dropout", "id_dropout", "code_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0 or more, below 1")
+        check_shares(self, "model", "dropout", "id_dropout", "code_dropout")
         if self.width % self.heads or self.heads % self.kv_heads or (self.width // self.heads) % 4:
             raise UserError(
                 f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}",

@@ -14,7 +14,7 @@ import optax
 from hisam_jax.models.catalog import Catalog, padded
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.models.layers import einsum
-from hisam_jax.models.softmax import log_sum_exp
+from hisam_jax.models.softmax import log_sum_exp, shut, with_one
 from hisam_jax.sharding import BATCH, SPECS, look_up, shard, where
 
 WEIGHTS = ("rank_weight", "next_weight")
@@ -82,14 +82,9 @@ def retrieval_loss(model: HMAT, state_BNTD, batch, catalog: Catalog, *, determin
 
 
 def _over_all(model: HMAT, user_BND: jax.Array, vectors_ID: jax.Array, catalog: Catalog) -> jax.Array:
-    """`[B, N]`: log of the sum of the exponentials of all training items' scores.
-
-    One column more takes the others out, so that the scores are one product.
-    """
-    dtype = model.config.compute_dtype
-    shut_I1 = jnp.where(shard(jnp.asarray(catalog.trained_I), SPECS.scored), 0.0, -1e30)[:, None]
-    query = jnp.concatenate([user_BND, jnp.ones_like(user_BND[..., :1])], axis=-1).astype(dtype)
-    return log_sum_exp(query, jnp.concatenate([vectors_ID, shut_I1], axis=1).astype(dtype))
+    """`[B, N]`: log of the sum of the exponentials of all training items' scores."""
+    trained_I, dtype = shard(jnp.asarray(catalog.trained_I), SPECS.scored), model.config.compute_dtype
+    return log_sum_exp(with_one(user_BND).astype(dtype), shut(vectors_ID, trained_I).astype(dtype))
 
 
 def _dot(model: HMAT, user_BND: jax.Array, vectors_ID: jax.Array, item_BN: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from hisam_jax.config import check_least
+from hisam_jax.config import check_least, check_shares
 from hisam_jax.errors import UserError
 
 Codes = Literal["none", "frozen", "vq", "rq", "both"]
@@ -50,9 +50,7 @@ class QarmRankerConfig:
 
     def __post_init__(self):
         check_least(self, "model", width=1, mlp=2, attention_units=1, smoothing=0, liked=1, block=1)
-        for name in ("dropout", "id_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0 or more, below 1")
+        check_shares(self, "model", "dropout", "id_dropout")
         if self.codes not in FILES:
             raise UserError(f"value {self.codes!r}", field="model.codes", expected=" or ".join(map(repr, FILES)))
         if not all(type(depth) is int and depth >= 1 for depth in self.depths):

@@ -14,16 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hisam_jax.config import check_least
+from hisam_jax.config import check_least, check_shares
 from hisam_jax.errors import UserError
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.heads import after_item, weighted_mean
 from hisam_jax.models.layers import Dropout, Embed
 from hisam_jax.models.negatives import draw_negatives
-from hisam_jax.models.softmax import log_sum_exp
+from hisam_jax.models.softmax import NONE, log_sum_exp, shut, with_one
 from hisam_jax.sharding import BATCH, SPECS, look_up, padded_rows, shard, where
-
-NONE = -1e30  # a score below every other, as `inference.top_items` has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +55,7 @@ class SASRecConfig:
         check_least(self, "model", width=1, layers=1, heads=1, mlp=1, positions=2)
         if self.width % self.heads:
             raise UserError(f"{self.heads}", field="model.heads", expected=f"a divisor of width, {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"value {self.dropout}", field="model.dropout", expected="0 or more, below 1")
+        check_shares(self, "model", "dropout")
         if not self.retrieval > 0:
             raise UserError(f"value {self.retrieval}", field="model.retrieval", expected="more than 0: the only head")
 
@@ -124,20 +121,20 @@ class SASRec(nn.Module):
         if self.config.loss == "bce":
             loss_BN = jax.nn.softplus(-score_BN) + self._against_one(state_BND, batch, catalog)
         else:
-            loss_BN = log_sum_exp(_query(state_BND), shard(self.item_vectors(catalog), SPECS.scored)) - score_BN
+            loss_BN = log_sum_exp(with_one(state_BND), shard(self.item_vectors(catalog), SPECS.scored)) - score_BN
         return {"retrieval": weighted_mean(loss_BN, weight_BN, batch, "next_weight")}
 
     def item_vectors(self, catalog: Catalog) -> jax.Array:
         """`[I, D + 1]`: the embedding, then 0, or -1e30 for an item that was never trained."""
-        trained_I1 = shard(jnp.asarray(catalog.trained_I), SPECS.rows)[:, None]
+        trained_I = shard(jnp.asarray(catalog.trained_I), SPECS.rows)
         table_ID = shard(self.item_encoder.table[: catalog.items], SPECS.rows)
-        return jnp.concatenate([table_ID * trained_I1, jnp.where(trained_I1, 0.0, NONE)], axis=1)
+        return shut(table_ID * trained_I[:, None], trained_I)
 
     def users_of(self, batch, catalog: Catalog) -> jax.Array:
         """`[B, D + 1]`: the state of each row's last event, then 1."""
         state_BND = self.states(batch, catalog)
         last_B = jnp.maximum((batch["segment"] > 0).sum(1) - 1, 0)
-        return _query(jnp.take_along_axis(state_BND, last_B[:, None, None], axis=1)[:, 0])
+        return with_one(jnp.take_along_axis(state_BND, last_B[:, None, None], axis=1)[:, 0])
 
     def everything(self, batch, catalog: Catalog) -> jax.Array:
         """Touches every parameter; only for initialisation."""
@@ -197,7 +194,3 @@ def forward_flops(config: SASRecConfig, items: int, lengths: Sequence[int]) -> i
     pairs = sum(length * (length + 1) // 2 for length in lengths)
     scored = items if config.loss == "cross_entropy" else 2
     return int(2 * read * (weights + width * scored) + 4 * pairs * width * config.layers)
-
-
-def _query(state_xD: jax.Array) -> jax.Array:
-    return jnp.concatenate([state_xD, jnp.ones_like(state_xD[..., :1])], axis=-1)

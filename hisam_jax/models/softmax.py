@@ -8,6 +8,18 @@ import jax.numpy as jnp
 from hisam_jax.models.layers import einsum
 from hisam_jax.sharding import SPECS
 
+NONE = -1e30  # a score below every other, as `inference.top_items` has it
+
+
+def with_one(query_xD: jax.Array) -> jax.Array:
+    """`[..., D + 1]`: queries for vectors of `shut`."""
+    return jnp.concatenate([query_xD, jnp.ones_like(query_xD[..., :1])], axis=-1)
+
+
+def shut(vectors_ID: jax.Array, open_I: jax.Array) -> jax.Array:
+    """`[I, D + 1]`: vectors whose scores are as before where `open_I`, else -1e30, so that scores stay one product."""
+    return jnp.concatenate([vectors_ID, jnp.where(open_I, 0.0, NONE)[:, None]], axis=1)
+
 
 @jax.custom_vjp
 def log_sum_exp(query_BND: jax.Array, vectors_ID: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Checks that the tokenizers' configs have in common, beside `hisam_jax.config.check_least`. All raise `UserError`."""
+"""Checks that the tokenizers' configs have in common, beside those of `hisam_jax.config`. All raise `UserError`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ def refuse_no_sizes(sizes: Any, field: str, *, empty: bool = False) -> None:
     if not whole or not (sizes or empty):
         least = "" if empty else ", at least one"
         raise UserError(f"value {sizes!r}", field=field, expected=f"a tuple of whole numbers from 1 on{least}")
-
-
-def check_shares(record: Any, section: str, *names: str, whole: bool = False) -> None:
-    """Refuses fields that are not 0 or more and below 1, or with `whole` at most 1."""
-    for name in names:
-        value = getattr(record, name)
-        if not (0 <= value < 1 or (whole and value == 1)):
-            expected = "a share, 0 to 1" if whole else "0 or more, below 1"
-            raise UserError(f"value {value}", field=f"{section}.{name}", expected=expected)
 
 
 def check_positive(record: Any, section: str, *names: str) -> None:

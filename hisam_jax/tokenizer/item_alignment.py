@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hisam_jax.config import check_least
+from hisam_jax.config import check_least, check_shares
 from hisam_jax.tokenizer import base, fitting, joined, mutual_information
-from hisam_jax.tokenizer.alignment import MASKED, normalise
+from hisam_jax.tokenizer.alignment import MASKED, normalise, two_way_cross_entropy
 from hisam_jax.tokenizer.base import FeatureMap, PresentMap
-from hisam_jax.tokenizer.config_checks import check_positive, check_shares, check_sizes
+from hisam_jax.tokenizer.config_checks import check_positive, check_sizes
 from hisam_jax.tokenizer.joined import Joined
 from hisam_jax.tokenizer.pairs import Pairs
 
@@ -139,9 +139,7 @@ def contrastive_loss(trigger_BD: jax.Array, target_BD: jax.Array, negative_BB: j
     """Cross-entropy of each pair against its negatives, mean of both directions."""
     score_BB = trigger_BD @ target_BD.T / temperature
     allowed_BB = negative_BB | jnp.eye(len(score_BB), dtype=bool)
-    own_B = jnp.diagonal(score_BB)
-    ways = (jnp.where(allowed_BB, score_BB, MASKED), jnp.where(allowed_BB.T, score_BB.T, MASKED))
-    return sum(jnp.mean(jax.nn.logsumexp(x_BB, axis=1) - own_B) for x_BB in ways) / 2
+    return two_way_cross_entropy(jnp.where(allowed_BB, score_BB, MASKED), jnp.ones(len(score_BB), bool), 0.0)
 
 
 def fit_adapter(

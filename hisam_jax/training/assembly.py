@@ -29,7 +29,6 @@ from hisam_jax.training.config import TrainingConfig
 
 FOR_COMPILING = ("catalogue", "targets")  # sections that `hisam compile` reads: data and devices that are not here
 ALL_DATA = MeshConfig()
-LATER = (("block", "transformer"), ("item_effect", False), ("cosine", False))  # older runs have no such field
 SECTIONS = ("seed", "architecture", "model", "data", "training", "evaluation", "mesh")
 
 
@@ -134,7 +133,7 @@ class Assembly:
                 name: value
                 for name, value in dataclasses.asdict(self.configs.model).items()
                 if name not in ("attention", "remat")  # how it is computed: other devices may want it otherwise
-                and (name, value) not in LATER
+                and (name, value) != ("block", "transformer")  # runs from before there was another have no such field
             },
             "split_checksum": self.dataset.manifest["split"]["checksum"],
             "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
