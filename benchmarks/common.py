@@ -10,10 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.stats
+
+from hisam_jax.markdown import interval
+from hisam_jax.markdown import markdown_table as table
+
+__all__ = ["interval", "table"]
 
 RESULTS = Path(__file__).parent / "results"
 Started = tuple[subprocess.Popen, Path]
@@ -57,20 +61,6 @@ def wait(started: Iterable[Started]) -> None:
             raise SystemExit(f"exit code {process.returncode}; see {log}")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(part) for part in line) + " |" for line in lines) + "\n"
-
-
 def t_half_width(values: Sequence[float]) -> float:
     """Half the 95 % t-interval of a mean of at least two values."""
     return float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-
-
-def interval(value: dict[str, Any] | None, digits: int = 4) -> str:
-    """A metric with its 95 % interval, empty where it is undefined."""
-    if not value:
-        return ""
-    low, high = value["ci95"]
-    return f"{value['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -37,6 +36,7 @@ class Workshop:
         raw: folder of raw data, what `{data}` stands for.
         given: datasets that are prepared already, by name.
         steps: updates of every run at most, for a trial; 0: as the configs say.
+        rows: metrics of rows by the runs that they were made of.
     """
 
     grid: Grid
@@ -45,6 +45,7 @@ class Workshop:
     raw: Path | None = None
     given: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     steps: int = 0
+    rows: dict[tuple, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def dataset(self, name: str) -> Path:
         """A prepared dataset; made where it is not there."""
@@ -158,9 +159,7 @@ def execute(command: Sequence[str], log: Path, held: Sequence[int] = ()) -> None
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as stream:
-        child = subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=stream, pass_fds=[fd for fd in held if fd]
-        )
+        child = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=stream, pass_fds=held)
         try:
             code = child.wait()
         except BaseException:
@@ -174,11 +173,7 @@ def execute(command: Sequence[str], log: Path, held: Sequence[int] = ()) -> None
 
 def _hisam(arguments: Sequence[Any], overrides: Mapping[str, Any]) -> list[str]:
     flags = [f"--config.{field}={value}" for field, value in overrides.items()]
-    return ["-m", "hisam_jax", *map(os.fspath, map(_text, arguments)), *flags]
-
-
-def _text(value: Any) -> str | os.PathLike:
-    return value if isinstance(value, (str, os.PathLike)) else str(value)
+    return ["-m", "hisam_jax", *map(str, arguments), *flags]
 
 
 def _resolved(config: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,14 @@ import numpy as np
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation.baselines import score_baselines
-from hisam_jax.evaluation.cold_start import groups
+from hisam_jax.evaluation.cold_start import GROUPS, groups
 from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.evaluation.targets import load_events, ranking_targets, retrieval_targets
 from hisam_jax.files import npz_bytes
+from hisam_jax.inference import scoring
 from hisam_jax.remote import write_results
 
-LISTS = ("hybrid", "retrieval", "generation")
-GROUPS = ("cold_user", "warm_user", "zero_item", "cold_item", "warm_item")
+LISTS = ("hybrid", *scoring.LISTS)
 
 
 @dataclasses.dataclass(frozen=True)

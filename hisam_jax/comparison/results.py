@@ -11,11 +11,12 @@ import numpy as np
 
 from hisam_jax.comparison import statistics
 from hisam_jax.comparison.execution import Workshop
-from hisam_jax.comparison.grid import Cell, Grid
+from hisam_jax.comparison.grid import Cell
 from hisam_jax.comparison.plots import forest, leading
-from hisam_jax.comparison.predictions import GROUPS, Frame, Scores, load_frame, load_scores
+from hisam_jax.comparison.predictions import Frame, Scores, load_frame, load_scores
 from hisam_jax.comparison.tables import markdown
 from hisam_jax.data.dataset import read_manifest
+from hisam_jax.evaluation.cold_start import GROUPS
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.files import atomic_write
 from hisam_jax.remote import local
@@ -52,13 +53,16 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
     for row in known:
         rival = grid.rival_of(row) if row in grid.rows else grid.reference
         theirs = known.get(rival) if rival != row else None
-        rows[row] = _row(known[row], theirs, rival, frame, bootstrap)
+        made_of = dataset, row, _seeds(cells, row), rival, _seeds(cells, rival)
+        if made_of not in shop.rows:  # thousands of resamples: once for the same runs
+            shop.rows[made_of] = _row(known[row], theirs, rival, frame, bootstrap)
+        rows[row] = dict(shop.rows[made_of])
         if row in cells:
             rows[row] |= _run(shop, cells[row]) | {"group": grid.rows[row].group, "note": grid.rows[row].note}
     data = grid.datasets[dataset]
     return {
         "title": data.title or dataset,
-        "lead": [metric for metric in data.metrics],
+        "lead": list(data.metrics),
         "users": int(len(np.union1d(frame.user_T, frame.rated_E))),
         "items": manifest["items"],
         "split_checksum": manifest["split"]["checksum"],
@@ -73,6 +77,10 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
 def _finished(shop: Workshop, dataset: str) -> dict[str, list[Cell]]:
     cells = [cell for cell in shop.grid.cells() if cell.dataset == dataset and shop.done(cell)]
     return {row: of for row in shop.grid.rows_of(dataset) if (of := [cell for cell in cells if cell.row == row])}
+
+
+def _seeds(cells: Mapping[str, Sequence[Cell]], row: str | None) -> tuple[int, ...]:
+    return tuple(cell.seed for cell in cells.get(row, ()))
 
 
 def _row(
@@ -121,7 +129,7 @@ def _best_step(folder: Path) -> int | None:
 
 def _failed(shop: Workshop, dataset: str) -> dict[str, str]:
     found = {}
-    for cell in Grid.cells(shop.grid):
+    for cell in shop.grid.cells():
         record = shop.out / cell.folder / "failed.json"
         if cell.dataset == dataset and record.is_file() and not shop.done(cell):
             found[f"{cell.row}, seed {cell.seed}"] = json.loads(record.read_text())["said"]

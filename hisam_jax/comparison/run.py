@@ -64,9 +64,7 @@ def compare(
             if entry not in known:
                 raise UserError(f"value {entry!r}", field=f"--{field}", expected=" or ".join(known))
     given = {name: Path(path) for name, path in (datasets or {}).items()}
-    shop = Workshop(
-        grid, output_path(out, "out"), Path(config_file), Path(data) if data else None, given, steps
-    )  # fmt: skip
+    shop = Workshop(grid, output_path(out, "out"), Path(config_file), Path(data) if data else None, given, steps)
     if not tables_only:
         cells = [cell for cell in grid.cells() if not only or cell.row in only]
         failed = _Pool(shop, cells, jobs).work()

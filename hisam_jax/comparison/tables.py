@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hisam_jax.comparison.predictions import GROUPS
 from hisam_jax.comparison.statistics import significant
+from hisam_jax.evaluation.cold_start import GROUPS
+from hisam_jax.markdown import interval, markdown_table
 
 READING = (
     "Seen items leave every list unless a metric says unmasked. Brackets: 95 % bootstrap interval over users, of the "
@@ -35,14 +36,14 @@ def _about(table: Mapping[str, Any]) -> str:
 def _leading(table: Mapping[str, Any]) -> str:
     lead = _shown(table)
     header = ["row", "seeds", *lead, "against", *(f"Δ {metric}" for metric in lead)]
-    return _table(header, _with_groups(table, len(header), _leading_row(lead)))
+    return markdown_table(header, _with_groups(table, len(header), _leading_row(lead)))
 
 
 def _leading_row(lead: Sequence[str]):
     def cells(name: str, row: Mapping[str, Any]) -> list[str]:
         against = row.get("against") or {"row": "", "metrics": {}}
         differences = [difference(against["metrics"].get(metric)) for metric in lead]
-        return [name, str(len(row.get("seeds", [])) or ""), *(value(row["metrics"].get(m)) for m in lead),
+        return [name, str(len(row.get("seeds", [])) or ""), *(interval(row["metrics"].get(m)) for m in lead),
                 against["row"], *differences]  # fmt: skip
 
     return cells
@@ -53,9 +54,9 @@ def _grouped(table: Mapping[str, Any]) -> str:
     header = [metric, *(name.replace("_", " ") for name in GROUPS)]
 
     def cells(name: str, row: Mapping[str, Any]) -> list[str]:
-        return [name, *(value(row["groups"][group].get(metric), seeds=False) for group in GROUPS)]
+        return [name, *(interval(row["groups"][group].get(metric), seeds=False) for group in GROUPS)]
 
-    return _table(header, _with_groups(table, len(header), cells))
+    return markdown_table(header, _with_groups(table, len(header), cells))
 
 
 def _cost(table: Mapping[str, Any]) -> str:
@@ -73,7 +74,7 @@ def _cost(table: Mapping[str, Any]) -> str:
         ]  # fmt: skip
 
     trained = {**table, "rows": {name: row for name, row in table["rows"].items() if "seeds" in row}}
-    return _table(header, _with_groups(trained, len(header), cells))
+    return markdown_table(header, _with_groups(trained, len(header), cells))
 
 
 def _shown(table: Mapping[str, Any]) -> list[str]:
@@ -91,27 +92,9 @@ def _with_groups(table: Mapping[str, Any], columns: int, cells) -> Iterable[list
         yield cells(name, row)
 
 
-def value(found: Mapping[str, Any] | None, digits: int = 4, seeds: bool = True) -> str:
-    """A metric with its interval and the spread of its seeds; empty where there is none."""
-    if not found:
-        return ""
-    low, high = found["ci95"]
-    text = f"{found['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-    if seeds and len(found.get("seeds", ())) > 1:
-        mean = sum(found["seeds"]) / len(found["seeds"])
-        spread = (sum((x - mean) ** 2 for x in found["seeds"]) / (len(found["seeds"]) - 1)) ** 0.5
-        text += f" ± {spread:.{digits}f}"
-    return text
-
-
 def difference(found: Mapping[str, Any] | None, digits: int = 4) -> str:
     """A paired difference with its sign, its interval and an asterisk where that excludes zero."""
     if not found:
         return ""
     low, high = found["ci95"]
     return f"{found['value']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" + ("*" if significant(found) else "")
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(header), ["---"] * len(header), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

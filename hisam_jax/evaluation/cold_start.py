@@ -10,17 +10,14 @@ from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.evaluation.targets import Coldness, RankingTargets, RetrievalTargets
 
 Table = dict[str, Interval | int]
+GROUPS = ("cold_user", "warm_user", "zero_item", "cold_item", "warm_item")
 
 
 def groups(cold: Coldness) -> dict[str, np.ndarray]:
     """Masks over scored events. The two user groups are disjoint and whole, and so are the three item groups."""
-    return {
-        "cold_user": cold.cold_user,
-        "warm_user": ~cold.cold_user,
-        "zero_item": cold.zero_item,
-        "cold_item": cold.cold_item,
-        "warm_item": ~(cold.cold_item | cold.zero_item),
-    }
+    warm_item = ~(cold.cold_item | cold.zero_item)
+    masks = cold.cold_user, ~cold.cold_user, cold.zero_item, cold.cold_item, warm_item
+    return dict(zip(GROUPS, masks, strict=True))
 
 
 def retrieval_breakdown(ranks: Ranks, targets: RetrievalTargets, bootstrap: Bootstrap) -> dict[str, Table]:
