@@ -2,13 +2,10 @@
 
 import importlib.util
 import shutil
-import time
 
-import httpx
 import pytest
 
-from tests.serving_fixtures import tiny_run
-from tests.test_serving_process import process
+from tests.serving_fixtures import process, tiny_run, until_ready
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -25,10 +22,7 @@ def address(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser")
     tiny_run(root)
     with process(root / "run", root / "store.sqlite") as (_, address):
-        for _ in range(300):
-            if httpx.get(f"{address}/ready").status_code == 200:
-                break
-            time.sleep(1)
+        until_ready(address)
         yield address
 
 

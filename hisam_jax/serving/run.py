@@ -97,6 +97,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # before its address is told: who comes while the application is built waits in line
     except OSError as error:
         listening.close()
         taken = error.errno == errno.EADDRINUSE
