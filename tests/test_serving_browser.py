@@ -53,6 +53,19 @@ def _until(browser, condition, seconds=60):
     return WebDriverWait(browser, seconds).until(condition)
 
 
+def _click(browser, selector):
+    """Clicks what is there, found anew where the page redrew it between the finding and the click."""
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def clicked(b):
+        b.find_element("css selector", selector).click()
+        return True
+
+    redrawn = (NoSuchElementException, StaleElementReferenceException)
+    WebDriverWait(browser, 60, ignored_exceptions=redrawn).until(clicked)
+
+
 def _texts(browser, selector):
     script = "return [...document.querySelectorAll(arguments[0])].map(one => one.textContent)"
     return browser.execute_script(script, selector)
@@ -69,7 +82,7 @@ def test_items_are_picked_and_recommendations_seen(address, browser):
     _until(browser, lambda b: len(_items(b, "items")) > 5 and _items(b, "found"))
     popular, chosen = _items(browser, "found"), _items(browser, "items")[:2]
     for item in chosen:
-        browser.find_element("css selector", f"#items [data-item='{item}']").click()
+        _click(browser, f"#items [data-item='{item}']")
         _until(browser, lambda b, item=item: item in _items(b, "history"))
 
     def settled(b):
@@ -90,16 +103,16 @@ def test_it_says_why_and_the_tree_of_ids_is_browsed(address, browser):
     browser.get(address)
     _until(browser, lambda b: len(_items(b, "items")) > 5 and _items(b, "found"))
     for item in _items(browser, "items")[:2]:
-        browser.find_element("css selector", f"#items [data-item='{item}']").click()
+        _click(browser, f"#items [data-item='{item}']")
         _until(browser, lambda b, item=item: item in _items(b, "history") and item not in _items(b, "found"))
-    browser.find_element("css selector", "#found .why").click()
+    _click(browser, "#found .why")
     _until(browser, lambda b: len(_texts(b, "#reasons .bars")) == 2)
     told = [text.split(":")[0] for text in _texts(browser, "#reasons .bars span")]
     assert told[2] == "code 0" and told[-1] == "id"  # after the two items of the history
     (codes,) = _texts(browser, "#reasons button")
-    browser.find_element("css selector", "#reasons button").click()
+    _click(browser, "#reasons button")
     prefix = codes.split(", ")[:-1]
     _until(browser, lambda b: _texts(b, "#path button") == ["all", *prefix] and _items(b, "branches"))
-    browser.find_element("css selector", "#path button").click()
+    _click(browser, "#path button")
     _until(browser, lambda b: _texts(b, "#path button") == ["all"] and len(_texts(b, ".branch")) > 1)
     assert not browser.find_element("id", "problem").text
