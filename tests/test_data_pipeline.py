@@ -32,14 +32,19 @@ class RecordFolder:
     path: Path
     record_paths: list[str]
     users: pl.DataFrame
+    validation_events: tuple[int, ...] = ()
+
+    def train_events(self, validation_too: bool = False) -> np.ndarray:
+        events_U = self.users["train_events"].to_numpy()
+        return events_U + np.array(self.validation_events) if validation_too else events_U
 
 
 def write_records(folder: Path, sequences: list[records.UserSequence]) -> RecordFolder:
     paths = write_sequences(folder / "sequences", sequences, len(sequences), users_per_file=-(-len(sequences) // 2))
     train = [int((sequence.split == 0).sum()) for sequence in sequences]
-    return RecordFolder(
-        folder, [str(path) for path in paths], pl.DataFrame({"train_events": train}, schema={"train_events": pl.Int32})
-    )
+    users = pl.DataFrame({"train_events": train}, schema={"train_events": pl.Int32})
+    validation = tuple(int((sequence.split == 1).sum()) for sequence in sequences)
+    return RecordFolder(folder, [str(path) for path in paths], users, validation)
 
 
 def make_sequences(train_lengths: list[int], seed: int = 0, rated: bool = True) -> list[records.UserSequence]:
@@ -117,13 +122,16 @@ def naive_window(sequence: records.UserSequence, first: int, length: int) -> dic
     extra=st.integers(0, 5),
     seed=st.integers(0, 3),
     epochs=st.integers(1, 3),
+    too=st.booleans(),
 )
-def test_every_training_event_once_an_epoch_and_nothing_else(tmp_path, lengths, window, extra, seed, epochs):
+def test_every_training_event_once_an_epoch_and_nothing_else(tmp_path, lengths, window, extra, seed, epochs, too):
     sequences = make_sequences(lengths, seed)
     data = write_records(tmp_path, sequences)
-    config = PipelineConfig(items_per_row=window + extra, rows=3, window=window, seed=seed, epochs=epochs)
+    config = PipelineConfig(
+        items_per_row=window + extra, rows=3, window=window, seed=seed, epochs=epochs, validation_too=too
+    )
     batches = batches_of(make_pipeline(data, CODES_IL, config))
-    train = np.concatenate([sequence.item[sequence.split == 0] for sequence in sequences])
+    train = np.concatenate([sequence.item[sequence.split <= int(too)] for sequence in sequences])
     owner = np.concatenate([np.full(len(sequence.item), sequence.user) for sequence in sequences])
     found = segments(batches)
     assert all(batch["item"].shape == (3, window + extra) for batch in batches)

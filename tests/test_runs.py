@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from hisam_jax.config import load_config
 from hisam_jax.data.dataset import Dataset
-from hisam_jax.data.records import TEST
+from hisam_jax.data.records import TEST, VALIDATION
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation.run import evaluate
 from hisam_jax.evaluation.targets import ranking_targets, retrieval_targets
 from hisam_jax.inference import scoring
 from hisam_jax.inference.recommend import _of_user, recommend
 from hisam_jax.inference.run import load_run
+from hisam_jax.inference.transitions import Transitions
 from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.training.run import train
 from tests.fixtures import tiny_dataset
@@ -216,6 +217,52 @@ def test_a_metric_that_will_never_come_is_refused_before_the_first_step(folder, 
     with pytest.raises(UserError, match=f"training.monitor.*{expected}"):
         train(folder / "dataset", folder / "ids", config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_trained_on_validation_too_is_judged_by_the_test_split_alone(folder, tmp_path):
+    config = _config()
+    config.data.validation_too = True
+    with pytest.raises(UserError, match="None with data.validation_too"):
+        train(folder / "dataset", folder / "ids", config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.training.monitor = None
+    train(folder / "dataset", folder / "ids", config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert not [name for line in lines for name in line if name.startswith("validation")]
+    with pytest.raises(UserError, match="trained on it"):
+        evaluate(tmp_path / "run", "validation")
+    assert evaluate(tmp_path / "run", baselines_too=False)["retrieval"]
+    run, strict = load_run(tmp_path / "run"), Dataset.load(folder / "dataset")
+    held = np.concatenate([one.item[one.split == VALIDATION] for one in strict.sequences()])
+    assert run.assembly.catalog.trained_I[held].all()
+    counts_I = np.bincount(held, minlength=strict.num_items) + strict.items["train_count"].to_numpy()
+    np.testing.assert_allclose(run.assembly.catalog.frequency_I, counts_I / counts_I.sum(), rtol=1e-6)
+    with pytest.raises(UserError, match="validation_too"):
+        train(folder / "dataset", folder / "ids", _config(), tmp_path / "run")
+
+
+def test_a_blend_is_one_more_list_and_what_is_recommended(folder, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["evaluation"]["blend"] = 0.7
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    result = evaluate(tmp_path / "run", baselines_too=False)
+    assert {"retrieval", "generation", "blend"} == set(result) & {*scoring.LISTS, "blend"}
+    assert "blend" in result["cold"]
+    run = load_run(tmp_path / "run")
+    history, seen = _of_user(run, "u0")
+    transitions = Transitions.of(run.events)
+    want = run.scorer.retrieval([history])[0] + 0.7 * transitions.log_scores([history])[0]
+    want[seen] = -np.inf
+    found = recommend(tmp_path / "run", user="u0", k=5)
+    items = run.assembly.dataset.item_index([one["item_id"] for one in found])
+    np.testing.assert_array_equal(items, np.argsort(-want, kind="stable")[:5])
+    targets = retrieval_targets(run.events, "test")
+    with np.load(tmp_path / "run" / "predictions.npz") as kept:
+        assert (kept["blend_masked"] <= kept["blend_unmasked"]).all()
+        scores = run.blended.retrieval(run.reader.of_targets(targets, np.arange(3)))
+        own = np.take_along_axis(scores, targets.item_T[:3, None], 1)
+        np.testing.assert_array_equal(kept["blend_unmasked"][:3], (scores >= own).sum(1))
 
 
 def test_a_folder_of_something_else_is_no_workdir(folder, tmp_path):

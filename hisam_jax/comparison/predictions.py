@@ -19,7 +19,7 @@ from hisam_jax.files import npz_bytes
 from hisam_jax.inference import scoring
 from hisam_jax.remote import write_results
 
-LISTS = ("hybrid", *scoring.LISTS)
+LISTS = ("blend", "hybrid", *scoring.LISTS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from hisam_jax.data.records import UserSequence, decode
+from hisam_jax.data.records import VALIDATION, UserSequence, decode
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_file
 from hisam_jax.remote import local
@@ -86,6 +86,16 @@ class Dataset:
         for start in range(0, len(chosen), block):
             yield from map(decode, self._records.__getitems__(chosen[start : start + block].tolist()))
 
+    def train_events(self, validation_too: bool = False) -> np.ndarray:
+        """int64 `[U]`: each user's training events, counting validation ones where they are trained on."""
+        events_U = self.users["train_events"].to_numpy().astype(np.int64)
+        return events_U + self._validation[0] if validation_too else events_U
+
+    def train_counts(self, validation_too: bool = False) -> np.ndarray:
+        """int64 `[I]`: each item's training events, counting validation ones where they are trained on."""
+        events_I = self.items["train_count"].to_numpy().astype(np.int64)
+        return events_I + self._validation[1] if validation_too else events_I
+
     def thumbnail(self, item: int) -> bytes | None:
         """A JPEG at most 112 pixels wide and 168 high, None where the item has no picture."""
         return self._thumbnails.get(int(item))
@@ -98,6 +108,15 @@ class Dataset:
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:
         return ArrayRecordDataSource(self.record_paths)
+
+    @functools.cached_property
+    def _validation(self) -> tuple[np.ndarray, np.ndarray]:
+        users_U, items_I = np.zeros(self.num_users, np.int64), np.zeros(self.num_items, np.int64)
+        for sequence in self.sequences():
+            held = sequence.item[sequence.split == VALIDATION]
+            users_U[sequence.user] = len(held)
+            np.add.at(items_I, held, 1)
+        return users_U, items_I
 
     @functools.cached_property
     def _thumbnails(self) -> dict[int, bytes]:

@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from hisam_jax.config import check_least
+from hisam_jax.data import records
 from hisam_jax.data.blocks import BLOCK, ReadBlock, Reader, SplitBlocks
 from hisam_jax.data.endless import NO_END, EndlessShop
 from hisam_jax.data.mixture import Share
@@ -41,6 +42,8 @@ class PipelineConfig:
         seed: of the shuffle and of the window offsets.
         workers: reading processes; 0 reads in a thread of this one. Part of a checkpoint's identity.
         epochs: passes over the data, None for no end.
+        validation_too: train on validation events as well, once a recipe has been chosen by them: nothing can be
+            monitored then, and tables hold such rows apart. Public code of HSTU (arXiv 2402.17152) trains so.
         endless: train on users that the embedded shop goes on generating, each seen once, in place of the dataset's
             own; it must be a shop's, and is evaluated on as ever.
     """
@@ -52,6 +55,7 @@ class PipelineConfig:
     seed: int = 0
     workers: int = 0
     epochs: int | None = None
+    validation_too: bool = False
     endless: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ class PipelineConfig:
             raise UserError(f"value {self.epochs}", field="data.epochs", expected="1 or more, or None")
         if self.endless and self.epochs is not None:
             raise UserError(f"value {self.epochs}", field="data.epochs", expected="None with data.endless")
+        if self.endless and self.validation_too:
+            raise UserError("True", field="data.validation_too", expected="False with data.endless")
         if self.rows % self.streams:
             raise UserError(
                 f"value {self.streams}", field="data.streams", expected=f"a divisor of data.rows, {self.rows}"
@@ -169,7 +175,8 @@ def make_pipeline(
 
 def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | None = None) -> WindowReader:
     """What reads a dataset's windows, shuffled."""
-    train_events_U = dataset.users["train_events"].to_numpy()
+    too = config.validation_too and item_of_I is None
+    train_events_U = dataset.train_events(too)
     index = WindowIndex.of(train_events_U, config.window)
     if len(index) < config.streams:
         raise UserError(
@@ -178,7 +185,8 @@ def _windows(dataset: Dataset, config: PipelineConfig, item_of_I: np.ndarray | N
             expected=f"at least one window for each of {config.streams} streams",
         )
     source = grain.sources.ArrayRecordDataSource(dataset.record_paths)
-    return WindowReader(source, index, config.window, config.seed, item_of_I, dataset.path)
+    last = records.VALIDATION if too else records.TRAIN
+    return WindowReader(source, index, config.window, config.seed, item_of_I, dataset.path, last)
 
 
 def _batches(

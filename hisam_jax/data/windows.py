@@ -52,6 +52,7 @@ class WindowReader:
         seed: of the order and of the cuts.
         item_of_I: item -> what it is called in the dataset that a mixture is for, -1 unknown; None: the same.
         path: of the dataset, for an error.
+        last_split: events of TRAIN to this split are trained on.
     """
 
     records: Any
@@ -60,6 +61,7 @@ class WindowReader:
     seed: int
     item_of_I: np.ndarray | None = None
     path: str | os.PathLike | None = None
+    last_split: int = records.TRAIN
 
     def __len__(self) -> int:
         return len(self.index)
@@ -87,7 +89,7 @@ class WindowReader:
 
     def _cut(self, epoch: int, user: int, ordinal: int, record: bytes) -> np.ndarray:
         sequence = records.decode(record)
-        train = np.flatnonzero(sequence.split == records.TRAIN)
+        train = np.flatnonzero(sequence.split <= self.last_split)
         cuts = window_cuts(len(train), self.window, (self.seed, epoch, user))
         event = window_events(sequence, train[cuts[ordinal] : cuts[ordinal + 1]])
         return event if self.item_of_I is None else renamed(event, self.item_of_I)

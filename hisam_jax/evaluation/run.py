@@ -30,10 +30,12 @@ def evaluate(workdir: str | os.PathLike, split: str = "test", baselines_too: boo
     may be left out: a comparison has them from elsewhere.
 
     Raises:
-        UserError: no run, or nothing to score in the split.
+        UserError: no run, nothing to score in the split, or a split that was trained on.
     """
     start, run = time.monotonic(), load_run(workdir)
     configs, events = run.assembly.configs, run.events
+    if split == "validation" and configs.data.validation_too:
+        raise UserError("the run was trained on it", path=workdir, field="split", expected="test")
     targets, rated = retrieval_targets(events, split), ranking_targets(events, split)
     if not len(targets.user_T) and not len(rated.user_E):
         raise UserError(f"no held-out events in split {split!r}", path=run.assembly.dataset.path, expected="targets")
@@ -75,7 +77,8 @@ def _model_tables(
         arrays["ranking_logits"] = logits
     for head in _lists(run) if len(targets.user_T) else ():
         beams, cold_I = run.assembly.configs.evaluation.beams, run.events.train_count_I < COLD_ITEM_EVENTS
-        ranks = scoring.ranks_of(head, run.scorer, run.reader, targets, beams, cold_I)
+        scorer = run.blended if head == "blend" else run.scorer
+        ranks = scoring.ranks_of(head, scorer, run.reader, targets, beams, cold_I)
         result[head] = summary.retrieval_summary(ranks, targets.user_T, bootstrap)
         result["cold"][head] = cold_start.retrieval_breakdown(ranks, targets, bootstrap)
         arrays |= {f"{head}_masked": ranks.masked_T, f"{head}_unmasked": ranks.unmasked_T}
@@ -85,7 +88,7 @@ def _model_tables(
 def _lists(run: Run) -> list[str]:
     found = [head for head in scoring.LISTS if head in run.heads]
     hybrid = run.assembly.configs.evaluation.hybrid and len(found) == len(scoring.LISTS)
-    return [*found, *(["hybrid"] if hybrid else [])]
+    return [*found, *(["blend"] if run.blended else []), *(["hybrid"] if hybrid else [])]
 
 
 def _samples(run: Run, targets: RetrievalTargets, shown: int = 12, k: int = 10) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def recommend_items(run: Run, history: History, seen: np.ndarray, k: int) -> tup
         k: how many.
     """
     if "retrieval" in run.heads:
-        scores = run.scorer.retrieval([history])[0]
+        scores = (run.blended or run.scorer).retrieval([history])[0]
     elif "generation" in run.heads:
         beams = max(run.assembly.configs.evaluation.beams, k)
         scores = run.scorer.generation([history], [seen], beams=beams)[1][0]

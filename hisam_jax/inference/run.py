@@ -18,6 +18,7 @@ from hisam_jax.inference.histories import SHORTEST
 from hisam_jax.inference.plain_scorer import PlainScorer
 from hisam_jax.inference.scorer import Scorer
 from hisam_jax.inference.scoring import HistoryReader
+from hisam_jax.inference.transitions import Blended, Transitions
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.models.registry import HEADS
 from hisam_jax.remote import local
@@ -32,7 +33,7 @@ def make_scorer(assembly: Assembly, params: Any, popularity_I: np.ndarray, short
     return kind(assembly.model, params, assembly.catalog, assembly.trie, popularity_I, window, rows, shortest)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A run's folder with everything that scoring needs; `workdir` is where it was loaded from, maybe a URL."""
 
@@ -42,6 +43,15 @@ class Run:
     scorer: Scorer
     reader: HistoryReader
     events: Events
+
+    @functools.cached_property
+    def blended(self) -> Blended | None:
+        """Retrieval beside item-to-item transitions where `evaluation.blend` asks for it; made when first read."""
+        configs = self.assembly.configs
+        if not configs.evaluation.blend or "retrieval" not in self.heads:
+            return None
+        transitions = Transitions.of(self.events, configs.data.validation_too)
+        return Blended(self.scorer, transitions, configs.evaluation.blend)
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from hisam_jax.evaluation.retrieval import Ranks, pessimistic_ranks, rank_target
 from hisam_jax.evaluation.targets import RankingTargets, RetrievalTargets
 from hisam_jax.inference.histories import History
 from hisam_jax.inference.scorer import Scorer
+from hisam_jax.inference.transitions import Blended
 from hisam_jax.progress import progress
 
 _BLOCK = 512
@@ -46,13 +47,14 @@ class HistoryReader:
         return [self.before(targets.user_T[row], targets.position_T[row]) for row in rows]
 
 
-def retrieval_ranks(scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets) -> Ranks:
-    """Ranks of all targets among all items by the retrieval head."""
+def retrieval_ranks(scorer: Scorer | Blended, reader: HistoryReader, targets: RetrievalTargets) -> Ranks:
+    """Ranks of all targets among all items by the retrieval head, or by what it is blended with."""
+    items = (scorer.scorer if isinstance(scorer, Blended) else scorer).catalog.items
     return rank_targets(
         lambda rows: scorer.retrieval(reader.of_targets(targets, rows)),
         targets.item_T,
         targets.seen,
-        scorer.catalog.items,
+        items,
     )
 
 
@@ -90,16 +92,16 @@ LISTS = ("retrieval", "generation")  # the heads that are judged by ranked lists
 
 
 def ranks_of(
-    head: str, scorer: Scorer, reader: HistoryReader, targets: RetrievalTargets, beams: int,
+    head: str, scorer: Scorer | Blended, reader: HistoryReader, targets: RetrievalTargets, beams: int,
     cold_I: np.ndarray | None = None,
 ) -> Ranks:  # fmt: skip
-    """Ranks of all targets by one of `LISTS`, or by the `hybrid` with its `cold_I`. Processes share the targets.
+    """Ranks of all targets by one of `LISTS`, the `blend`, or the `hybrid` with its `cold_I`. Processes share them.
 
     `beams` does not count for retrieval.
     """
     rows = share(len(targets.user_T))
     part = targets.take(rows)
-    if head == "retrieval":
+    if head in ("retrieval", "blend"):
         ranks = retrieval_ranks(scorer, reader, part)
     elif head == "hybrid":
         ranks = hybrid_ranks(scorer, reader, part, cold_I, beams=beams)

@@ -42,6 +42,8 @@ class EvaluationConfig:
         validation_users: users scored during training, drawn once; 0 is all.
         resamples: of the bootstrap over users.
         samples: users whose histories and recommendations go into the report.
+        blend: weight of the log of item-to-item transitions beside retrieval's scores, judged as one more list; 0
+            leaves it out. `recommend` blends too, the service does not.
         hybrid: judge, besides each head, what is generated, widened by cold items and ranked by the retrieval head.
     """
 
@@ -50,10 +52,11 @@ class EvaluationConfig:
     validation_users: int = 2000
     resamples: int = 1000
     samples: int = 8
+    blend: float = 0.0
     hybrid: bool = False
 
     def __post_init__(self):
-        check_least(self, "evaluation", beams=10, rows=1, validation_users=0, resamples=10, samples=0)
+        check_least(self, "evaluation", blend=0, beams=10, rows=1, validation_users=0, resamples=10, samples=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +131,23 @@ class Assembly:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share to be continued or read: model, data and IDs."""
         named = {} if self.configs.architecture == "hmat" else {"architecture": self.configs.architecture}
-        return named | {
-            "model": {
-                name: value
-                for name, value in dataclasses.asdict(self.configs.model).items()
-                if name not in ("attention", "remat")  # how it is computed: other devices may want it otherwise
-                and (name, value) != ("block", "transformer")  # runs from before there was another have no such field
-            },
-            "split_checksum": self.dataset.manifest["split"]["checksum"],
-            "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
-            "ids_checksum": self.table.checksum,
-        }
+        too = {"validation_too": True} if self.configs.data.validation_too else {}
+        return (
+            named
+            | too
+            | {
+                "model": {
+                    name: value
+                    for name, value in dataclasses.asdict(self.configs.model).items()
+                    if name not in ("attention", "remat")  # how it is computed: other devices may want it otherwise
+                    and (name, value)
+                    != ("block", "transformer")  # runs from before there was another have no such field
+                },
+                "split_checksum": self.dataset.manifest["split"]["checksum"],
+                "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
+                "ids_checksum": self.table.checksum,
+            }
+        )
 
     def differs_from(self, then: Mapping[str, Any]) -> str | None:
         """The first part of the identity that is another than in `then`, a record's JSON; None where none is."""
@@ -191,9 +200,9 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
             field="model.ranking",
             expected="0 for a dataset without ratings, which has no negatives to rank below positives",
         )
-    interactions_I = data.items["train_count"].to_numpy()
+    interactions_I = data.train_counts(configs.data.validation_too)
     extras = _extras(ids, architecture(configs.architecture).extras(configs.model), len(table.item_ids))
-    catalog = make_catalog(table.codes_IL, data.features, data.present, data.train_items, interactions_I, extras)
+    catalog = make_catalog(table.codes_IL, data.features, data.present, interactions_I > 0, interactions_I, extras)
     vocab = tuple(level.size + 1 for level in table.levels)
     model = architecture(configs.architecture).module(configs.model, vocab, table.digit_size, data.num_items)
     return Assembly(configs, data, table, catalog, model)

@@ -39,7 +39,7 @@ from hisam_jax.models.registry import architecture
 from hisam_jax.paths import as_given, output_path
 from hisam_jax.scaling.flops import Vocabulary, train_flops
 from hisam_jax.training import loop
-from hisam_jax.training.assembly import Assembly, assemble
+from hisam_jax.training.assembly import Assembly, Configs, assemble
 from hisam_jax.training.metrics import read_metrics
 from hisam_jax.training.placement import streams_here
 from hisam_jax.training.watching import Cost
@@ -74,6 +74,7 @@ def train(
     paths |= {"mixture": {as_given(path): weight for path, weight in mixture.items()}} if mixture else {}
     shares = [make_share(Dataset.load(path), weight, assembly.dataset) for path, weight in (mixture or {}).items()]
     mesh = assembly.mesh()
+    _check_held_out(assembly.configs)
     _claim(folder, assembly)
 
     def describe() -> None:
@@ -92,7 +93,7 @@ def train(
         lambda: make_pipeline(assembly.dataset, assembly.table.codes_IL, data, streams=streams, mixture=shares),
         assembly.configs.training,
         folder,
-        evaluators=[make_evaluator(assembly)],
+        evaluators=[] if data.validation_too else [make_evaluator(assembly)],
         identity=assembly.identity(),
         on_begin=describe,
         mesh=mesh,
@@ -135,6 +136,12 @@ def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
         return out
 
     return lambda params: {name: value for name, value in evaluate(params).items() if math.isfinite(value)}
+
+
+def _check_held_out(configs: Configs) -> None:
+    monitor = configs.training.monitor
+    if configs.data.validation_too and monitor is not None:
+        raise UserError(f"value {monitor!r}", field="training.monitor", expected="None with data.validation_too")
 
 
 def _check_monitor(assembly: Assembly, rated: RankingTargets, targets: RetrievalTargets) -> None:
@@ -215,7 +222,8 @@ def _outcome(assembly: Assembly, state: loop.TrainState, folder: Path, seconds: 
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in state.params.items()}
     lines = read_metrics(folder / "metrics.jsonl")
     paces = [line["items_per_second"] for line in lines if line.get("items_per_second")]
-    events_U, window = assembly.dataset.users["train_events"].to_numpy(), assembly.configs.data.window
+    data = assembly.configs.data
+    events_U, window = assembly.dataset.train_events(data.validation_too), data.window
     lengths = np.concatenate([np.full((events_U // window).sum(), window), events_U % window])
     return {
         "steps": int(state.step),
