@@ -1,7 +1,7 @@
 """The flat model with the blocks of HSTU on Amazon Beauty 2014, leave-one-out, titles and categories only.
 
 Paper: HSTU (arXiv 2402.17152); its block alone, over the tokens of semantic IDs. Hardware: 2 CPU cores.
-Commands: hisam prepare --source sequences --raw DIR --out DATASET --image-encoder none
+Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:512 --image-encoder none --out DATASET
           hisam tokenize --dataset DATASET --config configs/tokenizer/dst.py --out IDS
           hisam train --dataset DATASET --ids IDS --config configs/beauty_hstu.py --workdir RUN
 The transformer's blocks: add --config.model.block=transformer.
@@ -25,24 +25,25 @@ def get_config() -> ml_collections.ConfigDict:
             layers=2,
             anchors=False,
             block="hstu",
-            dropout=0.2,
-            id_dropout=0.1,
-            generation=0.1,
+            dropout=0.1,
+            cosine=True,
+            generation=0.0,
         ),
         data=PipelineConfig(
             items_per_row=64,
             window=50,
         ),
         training=TrainingConfig(
-            steps=1500,
+            steps=1800,
             optimizer=OptimizerConfig(
-                weight_decay=0.1,
+                weight_decay=0.01,
+                learning_rate=0.003,
             ),
             log_every=50,
-            save_every=300,
-            evaluate_every=300,
-            max_minutes=20.0,
+            save_every=600,
+            evaluate_every=600,
+            max_minutes=40.0,
             monitor="validation/retrieval/ndcg@10",
         ),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(validation_users=4000),
     )

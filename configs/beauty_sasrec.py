@@ -1,7 +1,7 @@
 """SASRec on Amazon Beauty 2014, leave-one-out, with the softmax over all items as its loss: ids alone, no content.
 
 Papers: SASRec (arXiv 1808.09781), the loss (arXiv 2309.07602). Hardware: 2 CPU cores.
-Commands: hisam prepare --source sequences --raw DIR --out DATASET --image-encoder none
+Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:512 --image-encoder none --out DATASET
           hisam tokenize --dataset DATASET --config configs/tokenizer/random.py --out IDS    (any IDs: none is read)
           hisam train --dataset DATASET --ids IDS --config configs/beauty_sasrec.py --workdir RUN
 Lightly regularised as configs/beauty.py is, and on as many items: dropout .4 with decayed embeddings found less,

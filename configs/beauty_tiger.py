@@ -2,7 +2,7 @@
 
 Paper: TIGER (arXiv 2305.05065); one causal transformer in place of its encoder and decoder, and no user token.
 Hardware: 2 CPU cores.
-Commands: hisam prepare --source sequences --raw DIR --out DATASET --image-encoder none
+Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:512 --image-encoder none --out DATASET
           hisam tokenize --dataset DATASET --config configs/tokenizer/rqvae.py --out IDS
           hisam train --dataset DATASET --ids IDS --config configs/beauty_tiger.py --workdir RUN
 """
