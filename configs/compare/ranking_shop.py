@@ -1,0 +1,53 @@
+"""Ranking on the embedded shop at a million events, each user's last tenth held out: HMAT, DIN and QARM with each code.
+
+Command: hisam compare configs/compare/ranking_shop.py --out runs/compare-ranking-shop --jobs 2
+Needs no data. Hardware: 2 CPU cores, about 25 minutes a seed.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipes of MovieLens latest-small, with less decay: here is ten times the data."""
+    training = {
+        "steps": 1000,
+        "evaluate_every": 500,
+        "save_every": 500,
+        "log_every": 50,
+        "optimizer": {"weight_decay": 0.1, "decay_embeddings": True},
+    }
+    evaluation = {"validation_users": 4000, "resamples": 300}
+    data = {"items_per_row": 128, "rows": 8, "window": 64}
+    same = {"training": training, "evaluation": evaluation, "data": data}
+
+    def row(name: str, kind: str, tokenizer: str, against: str, **model) -> dict:
+        return {
+            "name": name, "config": f"configs/ml_latest_small_{kind}.py", "tokenizer": tokenizer, "against": against,
+            "group": {"ranking": "ours", "din": "DIN", "qarm": "QARM"}[kind], "overrides": same | {"model": model},
+        }  # fmt: skip
+
+    return ml_collections.ConfigDict(
+        {
+            "title": "Ranking, the shop at a million events",
+            "datasets": {
+                "shop": {
+                    "title": "Embedded shop, 31,250 users, per_user_time",
+                    "prepare": {
+                        "source": "shop", "protocol": "per_user_time", "shop-users": 31_250, "shop-items": 4_000,
+                    },
+                    "metrics": ("ranking/gauc", "ranking/auc"),
+                },
+            },
+            "tokenizers": {
+                "dst": {"config": "configs/tokenizer/dst.py"},
+                "qarm": {"config": "configs/tokenizer/qarm.py"},
+            },
+            "seeds": (0, 1, 2),
+            "reference": "hmat",
+            "rows": (
+                row("hmat", "ranking", "dst", "din", item_effect=True, id_dropout=0.0, retrieval=0.0),
+                row("din", "din", "qarm", "hmat"),
+                *(row(f"qarm-{codes}", "qarm", "qarm", "din", codes=codes) for codes in ("frozen", "vq", "rq", "both")),
+            ),
+        }
+    )  # fmt: skip
