@@ -18,6 +18,7 @@ from hisam_jax.models.rope import rotation
 from hisam_jax.sharding import BATCH, SPECS, padded_rows, shard
 
 LOG_SCALE = 2.7  # of cosines, at the start: a temperature of .067
+EFFECT_SCALE = 10.0  # a number a rating: Adam moves every parameter alike, and an item is met in few steps
 ACTIONS = 11  # 0 unknown, 1..10: half stars
 
 
@@ -145,7 +146,7 @@ class HMAT(nn.Module):
         if not self.config.item_effect:
             return logit_BN
         row_BN = id_row(item_BN, self.items, self.item_effect.rows)
-        effect_BN = self.item_effect(row_BN, SPECS.batch)[..., 0]
+        effect_BN = EFFECT_SCALE * self.item_effect(row_BN, SPECS.batch)[..., 0]
         return logit_BN + effect_BN * (item_BN < self.items)  # one that came later has none
 
     def code_logits(self, state_xD: jax.Array, level: int) -> jax.Array:

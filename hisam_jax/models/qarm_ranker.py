@@ -19,7 +19,7 @@ import optax
 from hisam_jax.models import target_attention
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.heads import weighted_mean
-from hisam_jax.models.hmat import ACTIONS
+from hisam_jax.models.hmat import ACTIONS, EFFECT_SCALE
 from hisam_jax.models.items import id_row
 from hisam_jax.models.layers import Dropout, Einsum, Embed
 from hisam_jax.models.qarm_config import ALIGNED, NEIGHBOURS, QarmRankerConfig
@@ -97,7 +97,7 @@ class QarmRanker(nn.Module):
             known_BN1 &= jax.random.bernoulli(self.make_rng("dropout"), 1 - c.id_dropout, known_BN1.shape)
         row_BN = id_row(item_BN, self.items, self.item_table.rows)
         id_BND, bias_BN1 = (table(row_BN, ROWS) * known_BN1 for table in (self.item_table, self.item_bias))
-        found, code = {"item": item_BN, "id": id_BND, "bias": bias_BN1[..., 0]}, []
+        found, code = {"item": item_BN, "id": id_BND, "bias": EFFECT_SCALE * bias_BN1[..., 0]}, []
         if c.uses_rq:
             found["codes"] = look_up(jnp.asarray(catalog.codes_IL), item_BN, ROWS)
             code += [table(found["codes"][..., level], ROWS) for level, table in enumerate(self.code_tables)]
