@@ -10,6 +10,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Everything decays as DIN's and QARM's configs let it: with less, 610 users are learnt by heart.
 
+    The best checkpoint is that of the best validation AUC: GAUC of 610 users is as good at a quarter of the steps, where
+    the calibration between users, which AUC sees, is yet to come.
     QARM's order, as its paper has it: frozen vector < residual codes, neighbours < both, over the base of IDs.
     """
     metrics = ("ranking/gauc", "ranking/auc")
@@ -17,8 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     def config(kind: str) -> str:
         return f"configs/ml_latest_small_{kind}.py"
 
+    watched = {"monitor": "validation/auc"}
     steady = {
-        "training": {
+        "training": watched
+        | {
             "steps": 400,
             "evaluate_every": 100,
             "save_every": 100,
@@ -29,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     codes = [
         {
             "name": f"qarm-{codes}", "config": config("qarm"), "tokenizer": "qarm", "group": "QARM", "against": "din",
-            "overrides": {"model": {"codes": codes}},
+            "overrides": {"training": watched, "model": {"codes": codes}},
         }
         for codes in ("frozen", "vq", "rq", "both")
     ]  # fmt: skip
@@ -61,7 +65,10 @@ def get_config() -> ml_collections.ConfigDict:
                     "name": "flat", "config": config("ranking"), "tokenizer": "dst", "group": "ours",
                     "overrides": steady | {"model": ours | {"anchors": False}},
                 },
-                {"name": "din", "config": config("din"), "tokenizer": "qarm", "group": "DIN"},
+                {
+                    "name": "din", "config": config("din"), "tokenizer": "qarm", "group": "DIN",
+                    "overrides": {"training": watched},
+                },
                 *codes,
             ),
         }

@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
         "evaluate_every": 300,
         "save_every": 300,
         "log_every": 50,
+        "monitor": "validation/auc",
         "optimizer": {"weight_decay": 0.1, "decay_embeddings": True},
     }
     evaluation = {"validation_users": 4000, "resamples": 300}
