@@ -10,8 +10,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Everything decays as DIN's and QARM's configs let it: with less, 610 users are learnt by heart.
 
-    The best checkpoint is that of the best validation AUC: GAUC of 610 users is as good at a quarter of the steps, where
-    the calibration between users, which AUC sees, is yet to come.
+    The best checkpoint is that of the best validation AUC: GAUC of 610 users is as good at a quarter of the steps,
+    where the calibration between users, which AUC sees, is yet to come.
     QARM's order, as its paper has it: frozen vector < residual codes, neighbours < both, over the base of IDs.
     """
     metrics = ("ranking/gauc", "ranking/auc")
