@@ -206,6 +206,17 @@ def test_the_same_run_gives_the_same_page(run, text):
     assert report(run).read_text(encoding="utf-8") == text
 
 
+def test_a_blend_has_its_figures_and_a_run_that_trained_on_validation_says_so(tmp_path):
+    run = make_run(tmp_path)
+    assert "validation events too" not in report(run).read_text()
+    config, evaluation = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "evaluation"))
+    evaluation["blend"] = {**evaluation["retrieval"], "recall@10": {"value": 0.98765, "ci95": [0.987, 0.988]}}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    (run / "config.json").write_text(json.dumps({**config, "data": {"validation_too": True}}))
+    text = report(run).read_text()
+    assert "This model, blend" in text and "validation events too" in text
+
+
 def test_a_run_not_yet_evaluated_says_so(tmp_path):
     run = make_run(tmp_path, evaluated=False)
     (run / "metrics.jsonl").write_text('{"step": 25, "loss": 3.0}\n{"step": 50, "lo')

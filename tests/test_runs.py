@@ -239,6 +239,12 @@ def test_a_run_that_trained_on_validation_too_is_judged_by_the_test_split_alone(
     np.testing.assert_allclose(run.assembly.catalog.frequency_I, counts_I / counts_I.sum(), rtol=1e-6)
     with pytest.raises(UserError, match="validation_too"):
         train(folder / "dataset", folder / "ids", _config(), tmp_path / "run")
+    record = tmp_path / "run" / "config.json"
+    config = json.loads(record.read_text())
+    config["data"]["validation_too"] = False
+    record.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="another validation_too: True, now None"):
+        load_run(tmp_path / "run", again=True)
 
 
 def test_a_blend_is_one_more_list_and_what_is_recommended(folder, tmp_path):

@@ -13,7 +13,8 @@ from hisam_jax.config import load_config
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.prepare import prepare
 from hisam_jax.errors import UserError
-from hisam_jax.serving.catalogue import Added
+from hisam_jax.models.catalog import make_catalog
+from hisam_jax.serving.catalogue import Added, Names, Shelf
 from hisam_jax.serving.describing import Describer, checked_picture
 from hisam_jax.tokenizer.registry import load_tokenizer
 from hisam_jax.tokenizer.run import tokenize
@@ -247,3 +248,14 @@ def test_the_fixture_has_films_that_differ(root):
     grown = Dataset.load(root / "grown")
     titles = grown.items["title"].unique()
     assert len(titles) > 30 and grown.items.schema["categories"] == pl.List(pl.String)
+
+
+def test_a_new_item_is_scaled_as_the_models_own_are(tmp_path):
+    data = tiny_dataset(tmp_path / "dataset", missing=0.0)
+    trained_I = np.arange(data.num_items) % 3 == 0  # others than the dataset's training items: validation counts too
+    catalog, names = make_catalog(np.zeros((data.num_items, 1)), data.features, data.present, trained_I), Names.of(data)
+    shelf = Shelf(data, catalog, np.ones(data.num_items), names, room=1)
+    features = {name: values[0].tolist() for name, values in data.features.items()}
+    shelf.put(data.num_items, Added("new", "new", (), features), np.zeros(1), names)
+    for values_IF in shelf.catalog().features.values():
+        np.testing.assert_allclose(values_IF[-1], values_IF[0], rtol=1e-6)

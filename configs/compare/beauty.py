@@ -40,10 +40,6 @@ def get_config() -> ml_collections.ConfigDict:
                     "overrides": blend,
                 },
                 {
-                    "name": "hmat-retrained", "config": "configs/beauty.py", "tokenizer": "dst", "group": "ours",
-                    "against": "sasrec-ce-retrained", "overrides": retrained, "note": "on validation items too",
-                },
-                {
                     "name": "hmat-generation", "config": "configs/beauty_generation.py", "tokenizer": "dst",
                     "group": "ours", "note": "semantic IDs alone, no retrieval head",
                 },
@@ -54,10 +50,6 @@ def get_config() -> ml_collections.ConfigDict:
                 {
                     "name": "sasrec-ce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
                     "overrides": blend, "group": "published",
-                },
-                {
-                    "name": "sasrec-ce-retrained", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
-                    "overrides": retrained, "group": "published", "note": "on validation items too",
                 },
                 {
                     "name": "sasrec-bce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
@@ -72,6 +64,14 @@ def get_config() -> ml_collections.ConfigDict:
                 },
                 {"name": "hstu", "config": "configs/beauty_hstu.py", "tokenizer": "dst", "group": "published"},
                 {"name": "tiger", "config": "configs/beauty_tiger.py", "tokenizer": "rqvae", "group": "published"},
+                {
+                    "name": "hmat-retrained", "config": "configs/beauty.py", "tokenizer": "dst",
+                    "against": "sasrec-ce-retrained", "overrides": retrained, "group": "on validation items too",
+                },
+                {
+                    "name": "sasrec-ce-retrained", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
+                    "against": "hmat-retrained", "overrides": retrained, "group": "on validation items too",
+                },
             ),
         }
     )  # fmt: skip

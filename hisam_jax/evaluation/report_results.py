@@ -6,7 +6,8 @@ from typing import Any
 
 from hisam_jax.data.dataset import Dataset
 
-HEADS = {"ranking": "Ranking", "retrieval": "Retrieval", "generation": "Generation"}
+LISTS = ("retrieval", "generation", "blend")
+HEADS = {"ranking": "Ranking", **{name: name.capitalize() for name in LISTS}}
 COLUMNS = {
     "ranking": {"gauc": "GAUC", "auc": "AUC", "logloss": "Log loss"},
     "retrieval": {"recall@5": "Recall@5", "recall@10": "Recall@10", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10"},
@@ -45,6 +46,7 @@ def head(
         "split": split["checksum"],
         "tokenizer": run.get("tokenizer"),
         "device": run.get("device"),
+        "trained on": "validation events too" if (config.get("data") or {}).get("validation_too") else None,
     }
     return {
         "title": dataset.path.name,
@@ -60,7 +62,7 @@ def section(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     """Tables of evaluation.json; None where nothing was evaluated yet."""
     if evaluation is None:
         return None
-    ranking, retrieval = _rows(evaluation, "ranking"), _rows(evaluation, "retrieval", "generation")
+    ranking, retrieval = _rows(evaluation, "ranking"), _rows(evaluation, *LISTS)
     plain = [_board(ranking, COLUMNS["ranking"]), _board(retrieval, COLUMNS["retrieval"])]
     unmasked = {name + UNMASKED: label for name, label in COLUMNS["retrieval"].items()}
     return {
@@ -70,13 +72,13 @@ def section(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
         "ranking": plain[0],
         "retrieval": plain[1],
         "unmasked": _board(retrieval, unmasked),
-        "cold": list(filter(None, (_cold(evaluation, "ranking"), _cold(evaluation, "retrieval", "generation")))),
+        "cold": list(filter(None, (_cold(evaluation, "ranking"), _cold(evaluation, *LISTS)))),
     }
 
 
 def _rows(evaluation: dict[str, Any], *heads: str) -> list[Row]:
     """The model's heads, then every baseline that does the first head's task."""
-    label = {"ranking": "This model", "retrieval": "This model, retrieval", "generation": "This model, generation"}
+    label = {"ranking": "This model", **{name: f"This model, {name}" for name in LISTS}}
     rows = [(label[name], True, evaluation[name]) for name in heads if name in evaluation]
     for name, table in (evaluation.get("baselines") or {}).items():
         if heads[0] in table:

@@ -99,8 +99,9 @@ def _load(workdir: str | os.PathLike, folder: Path, _: int) -> Run:
 def _check_identity(then: dict[str, Any], assembly: Assembly, workdir: Path) -> None:
     changed = assembly.differs_from(then)
     if changed:
+        was, now = then.get(changed), assembly.identity().get(changed)
         raise UserError(
-            f"the run was trained with another {changed}: {then.get(changed)!r}, now {assembly.identity()[changed]!r}",
+            f"the run was trained with another {changed}: {was!r}, now {now!r}",
             path=workdir / "run.json",
             expected="the dataset, IDs and config that the run was trained with",
         )

@@ -90,7 +90,7 @@ class Shelf:
 
     def __init__(self, dataset: Dataset, catalog: Catalog, counts_I: np.ndarray, names: Names, room: int):
         self.capacity = catalog.items + room
-        self._scales = feature_scales(dataset.features, dataset.present, dataset.train_items)
+        self._scales = feature_scales(dataset.features, dataset.present, np.asarray(catalog.trained_I))
         self._codes_IL = self._roomy(catalog.codes_IL)
         self._features = {name: self._roomy(values) for name, values in catalog.features.items()}
         self._trained_I, self._frequency_I = self._roomy(catalog.trained_I), self._roomy(catalog.frequency_I)

@@ -152,7 +152,8 @@ class Assembly:
     def differs_from(self, then: Mapping[str, Any]) -> str | None:
         """The first part of the identity that is another than in `then`, a record's JSON; None where none is."""
         now = self.identity()
-        return next((name for name in now if differences({name: then.get(name)}, {name: now[name]})), None)
+        parts = {**now, **then}  # a switch that is off now has no part of its own there
+        return next((name for name in parts if differences({name: then.get(name)}, {name: now.get(name)})), None)
 
     @functools.cached_property
     def trie(self) -> Trie:
