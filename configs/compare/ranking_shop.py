@@ -10,9 +10,9 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """The recipes of MovieLens latest-small, with less decay: here is ten times the data."""
     training = {
-        "steps": 600,
-        "evaluate_every": 300,
-        "save_every": 300,
+        "steps": 850,
+        "evaluate_every": 425,
+        "save_every": 425,
         "log_every": 50,
         "monitor": "validation/auc",
         "optimizer": {"weight_decay": 0.1, "decay_embeddings": True},
@@ -32,9 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
             "title": "Ranking, the shop at a million events",
             "datasets": {
                 "shop": {
-                    "title": "Embedded shop, 31,250 users, per_user_time",
+                    "title": "Embedded shop, 33,500 users, per_user_time",
                     "prepare": {
-                        "source": "shop", "protocol": "per_user_time", "shop-users": 31_250, "shop-items": 4_000,
+                        "source": "shop", "protocol": "per_user_time", "shop-users": 33_500, "shop-items": 4_000,
                     },
                     "metrics": ("ranking/gauc", "ranking/auc"),
                 },
