@@ -105,6 +105,8 @@ def test_differences_are_paired_and_of_the_same_sign_as_the_means():
     assert found["generation/recall@10"]["value"] == pytest.approx(
         one["generation/recall@10"]["value"] - other["retrieval/recall@10"]["value"]
     )
+    assert "list" not in found["retrieval/recall@10"] and found["generation/recall@10"]["list"] == "retrieval"
+    assert tables.difference(found["generation/recall@10"]).endswith("(retrieval)")
     nothing = statistics.differences(ours, ours, frame, Bootstrap(200))
     assert all(value["ci95"] == [0.0, 0.0] for value in nothing.values())
     assert not any(statistics.significant(value) for value in nothing.values())
@@ -141,6 +143,13 @@ def test_a_planted_gain_is_significant_where_unpaired_intervals_overlap():
         ({"seeds": (0, 0)}, "seeds"),
         ({"rows": {"hmat": {**row(), "seeds": (1, 1)}}}, "rows.hmat.seeds"),
         ({"sedes": (0,)}, "sedes"),
+        ({"pairs": (("hmat", "hmatt"),)}, "pairs"),
+        ({"pairs": (("hmat",),)}, "pairs"),
+        (
+            {"datasets": {"tiny": {"published": ({"name": "A", "row": "b", "source": "c"},)}}},
+            "datasets.tiny.published.row",
+        ),
+        ({"datasets": {"tiny": {"published": ({"name": "A", "row": "hmat"},)}}}, "datasets.tiny.published"),
     ],
 )
 def test_a_grid_that_cannot_be_names_its_field(change, field):
@@ -203,9 +212,11 @@ def outcome(folder: Path) -> dict:
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_the_same_tables(tmp_path):
     rows = {"hmat": row(), "flat": row(anchors=False)}
+    figures = ({"name": "Them", "row": "hmat", "source": "a paper", "retrieval/recall@10": 2.0},)
+    tiny = {"tiny": {"title": "A tiny shop", "published": figures}}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        write_grid(tmp_path / name, rows, seeds=(0,))
+        write_grid(tmp_path / name, rows, seeds=(0,), pairs=(("flat", "hmat"), ("hmat", "flat")), datasets=tiny)
     done = subprocess.run(command(tmp_path / "whole", "--jobs", "2"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     killed = subprocess.Popen(command(tmp_path / "killed"), start_new_session=True, stderr=subprocess.PIPE)
@@ -220,11 +231,16 @@ def test_a_killed_comparison_goes_on_to_the_same_tables(tmp_path):
     page = (tmp_path / "whole" / "out" / "comparison.md").read_text()
     assert all(name in page for name in ("| hmat |", "| flat |", "| item_knn |", "| popularity |"))
     assert (tmp_path / "whole" / "out" / "plots" / "tiny.svg").read_text().startswith("<?xml")
+    found = outcome(tmp_path / "whole")["datasets"]["tiny"]
+    there, back = (pair["metrics"]["retrieval/recall@10"] for pair in found["pairs"])
+    assert there["value"] == -back["value"] and "| flat less hmat | " + tables.difference(there) in page
+    missing = found["rows"]["hmat"]["metrics"]["retrieval/recall@10"]["value"] - 2.0
+    assert "| Them | a paper | retrieval/recall@10 | 2.0000 | hmat |" in page and f": {missing:+.4f} |" in page
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "whole").rglob("metrics.jsonl")}
     assert subprocess.run(command(tmp_path / "whole"), capture_output=True).returncode == 0
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "whole").rglob("metrics.jsonl")}
-    tables = command(tmp_path / "whole", "--tables")
-    assert subprocess.run(tables, capture_output=True).returncode == 0
+    only = command(tmp_path / "whole", "--tables")
+    assert subprocess.run(only, capture_output=True).returncode == 0
 
 
 @pytest.mark.slow

@@ -231,7 +231,8 @@ def test_a_run_that_trained_on_validation_too_is_judged_by_the_test_split_alone(
     assert not [name for line in lines for name in line if name.startswith("validation")]
     with pytest.raises(UserError, match="trained on it"):
         evaluate(tmp_path / "run", "validation")
-    assert evaluate(tmp_path / "run", baselines_too=False)["retrieval"]
+    result = evaluate(tmp_path / "run", baselines_too=False)
+    assert result["retrieval"] and result["validation_too"]
     run, strict = load_run(tmp_path / "run"), Dataset.load(folder / "dataset")
     held = np.concatenate([one.item[one.split == VALIDATION] for one in strict.sequences()])
     assert run.assembly.catalog.trained_I[held].all()
@@ -253,6 +254,7 @@ def test_a_blend_is_one_more_list_and_what_is_recommended(folder, tmp_path):
     config["evaluation"]["blend"] = 0.7
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     result = evaluate(tmp_path / "run", baselines_too=False)
+    assert not result["validation_too"]
     assert {"retrieval", "generation", "blend"} == set(result) & {*scoring.LISTS, "blend"}
     assert "blend" in result["cold"]
     run = load_run(tmp_path / "run")
@@ -269,6 +271,14 @@ def test_a_blend_is_one_more_list_and_what_is_recommended(folder, tmp_path):
         scores = run.blended.retrieval(run.reader.of_targets(targets, np.arange(3)))
         own = np.take_along_axis(scores, targets.item_T[:3, None], 1)
         np.testing.assert_array_equal(kept["blend_unmasked"][:3], (scores >= own).sum(1))
+
+
+def test_a_blend_of_nothing_is_refused(folder, tmp_path):
+    config = _config(retrieval=0.0)
+    config.training.monitor, config.evaluation.blend = None, 1.0
+    with pytest.raises(UserError, match="model.retrieval above 0") as caught:
+        train(folder / "dataset", folder / "ids", config, tmp_path / "run")
+    assert caught.value.field == "evaluation.blend" and not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_something_else_is_no_workdir(folder, tmp_path):

@@ -56,6 +56,11 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "seeds": (0, 1, 2),
             "reference": "hmat",
+            "pairs": (
+                ("hmat", "din"), ("hmat", "qarm-both"), ("hmat", "qarm-vq"), ("hmat", "flat"),
+                ("qarm-rq", "qarm-frozen"), ("qarm-vq", "qarm-frozen"),
+                ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"),
+            ),
             "rows": (
                 {
                     "name": "hmat", "config": config("ranking"), "tokenizer": "dst", "group": "ours",

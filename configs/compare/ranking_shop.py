@@ -45,6 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "seeds": (0, 1, 2),
             "reference": "hmat",
+            "pairs": (
+                ("hmat", "din"), ("hmat", "qarm-both"), ("hmat", "qarm-vq"),
+                ("qarm-rq", "qarm-frozen"), ("qarm-vq", "qarm-frozen"),
+                ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"),
+            ),
             "rows": (
                 row("hmat", "ranking", "dst", "din", item_effect=True, id_dropout=0.0, retrieval=0.0),
                 row("din", "din", "qarm", "hmat"),

@@ -22,12 +22,17 @@ class Data:
         prepare: arguments of `hisam prepare` but `--out`, `{data}` standing for the folder of raw data, such as
             `{"source": "sequences", "raw": "{data}/amazon-beauty-2014"}`; a field of two words has an underscore.
         title: for the tables.
+        note: what a reader of the tables should know of the data.
         metrics: that lead the tables, such as `retrieval/recall@10`; the first one is drawn.
+        published: figures of others to be held against, each with `name`, `row` (ours), `source` and the values of
+            metrics by name; a value is compared with the row's masked and unmasked interval, as tables differ in this.
     """
 
     prepare: Mapping = dataclasses.field(default_factory=dict)
     title: str = ""
+    note: str = ""
     metrics: tuple = ("retrieval/recall@10", "retrieval/ndcg@10")
+    published: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Grid:
         seeds: of every row that names none.
         reference: the row that others are compared with.
         resamples: of the bootstrap over users.
+        pairs: `(row, rival)` whose paired differences have a table of their own, by groups of users and items too.
     """
 
     title: str
@@ -100,6 +106,7 @@ class Grid:
     seeds: tuple
     reference: str
     resamples: int = 1000
+    pairs: tuple = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Grid:
@@ -113,7 +120,7 @@ class Grid:
         for name in config:
             if name not in known:
                 raise UserError("unknown config field", field=name, expected=" or ".join(known))
-        for name in known[:-1]:
+        for name in known[: known.index("resamples")]:
             if name not in config:
                 raise UserError("missing config field", field=name, expected=f"a config with {', '.join(known)}")
         parts = {
@@ -126,7 +133,7 @@ class Grid:
         }
         grid = cls(
             config["title"], **parts, seeds=tuple(config["seeds"]), reference=config["reference"],
-            resamples=config.get("resamples", 1000),
+            resamples=config.get("resamples", 1000), pairs=tuple(map(tuple, config.get("pairs", ()))),
         )  # fmt: skip
         grid._check()
         return grid
@@ -172,6 +179,19 @@ class Grid:
                 if dataset in (row.datasets or self.datasets):
                     self._check_name(f"rows.{name}.config", dataset, row.config)
         self._check_name("reference", self.reference, rivals)
+        for pair in self.pairs:
+            if len(pair) != 2:
+                raise UserError(f"value {pair}", field="pairs", expected="(row, rival)")
+            for name in pair:
+                self._check_name("pairs", name, rivals)
+        for name, data in self.datasets.items():
+            for entry in data.published:
+                for field in ("name", "row", "source"):
+                    if field not in entry:
+                        raise UserError(
+                            f"no {field!r}", field=f"datasets.{name}.published", expected="name, row, source"
+                        )
+                self._check_name(f"datasets.{name}.published.row", entry["row"], rivals)
 
     @staticmethod
     def _check_name(field: str, name: str, known) -> None:

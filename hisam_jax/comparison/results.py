@@ -59,9 +59,17 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
         rows[row] = dict(shop.rows[made_of])
         if row in cells:
             rows[row] |= _run(shop, cells[row]) | {"group": grid.rows[row].group, "note": grid.rows[row].note}
+    pairs = []
+    for row, rival in grid.pairs:
+        if row in known and rival in known:
+            key = "pair", dataset, row, _seeds(cells, row), rival, _seeds(cells, rival)
+            if key not in shop.rows:
+                shop.rows[key] = {"row": row} | _against(known[row], known[rival], rival, frame, bootstrap)
+            pairs.append(shop.rows[key])
     data = grid.datasets[dataset]
     return {
         "title": data.title or dataset,
+        "note": data.note,
         "lead": list(data.metrics),
         "users": int(len(np.union1d(frame.user_T, frame.rated_E))),
         "items": manifest["items"],
@@ -70,6 +78,8 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
         "tie_break": manifest.get("tie_break"),
         "sizes": {name: int(mask.sum()) for name, mask in frame.of_T.items()},
         "rows": rows,
+        "pairs": pairs,
+        "published": [dict(entry) for entry in data.published],
         "failed": _failed(shop, dataset),
     }
 
@@ -91,9 +101,16 @@ def _row(
         "groups": {group: statistics.metrics(ours, frame, bootstrap, group) for group in GROUPS},
     }
     if theirs is not None:
-        tables = {group: statistics.differences(ours, theirs, frame, bootstrap, group) for group in (None, *GROUPS)}
-        found["against"] = {"row": rival, "metrics": tables.pop(None), "groups": tables}
+        found["against"] = _against(ours, theirs, rival, frame, bootstrap)
+        found["against"]["row"] = found["against"].pop("rival")
     return found
+
+
+def _against(
+    ours: Sequence[Scores], theirs: Sequence[Scores], rival: str | None, frame: Frame, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    tables = {group: statistics.differences(ours, theirs, frame, bootstrap, group) for group in (None, *GROUPS)}
+    return {"rival": rival, "metrics": tables.pop(None), "groups": tables}
 
 
 def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -46,17 +46,19 @@ def differences(
 ) -> Table:
     """Paired `ours - theirs` of every metric that both have.
 
-    A list that theirs lacks is held against the one of theirs that leads, as a model of one head is whole with it.
+    A list that theirs lacks is held against their retrieval, or else the list of theirs that leads, as a model of one
+    head is whole with it; its differences say so by `list`.
     """
     of_T, of_E = _masks(frame, group)
     found: Table = {}
     their_lists = lists_of(theirs)
     for name in lists_of(ours) if their_lists else ():
-        other = name if name in their_lists else their_lists[0]
+        other = next(other for other in (name, "retrieval", their_lists[0]) if other in their_lists)
         sides = [scores.ranks[name] for scores in ours], [scores.ranks[other] for scores in theirs]
         pair = [_mean([_values(ranks, of_T) for ranks in side]) for side in sides]
         table = intervals.difference_of_means(*pair, frame.user_T[of_T], bootstrap)
-        found |= {f"{name}/{metric}": value for metric, value in table.items() if value}
+        said = {} if other == name else {"list": other}
+        found |= {f"{name}/{metric}": {**value, **said} for metric, value in table.items() if value}
     if ranks_events(ours) and ranks_events(theirs):
         sides = [[scores.logits_E[of_E] for scores in side] for side in (ours, theirs)]
         found |= _ranking(sides[0], frame, of_E, bootstrap, sides[1])

@@ -12,7 +12,8 @@ from hisam_jax.markdown import interval, markdown_table
 READING = (
     "Seen items leave every list unless a metric says unmasked. Brackets: 95 % bootstrap interval over users, of the "
     "mean over a row's seeds; ± is the standard deviation between seeds. Differences are paired over the same users; "
-    "an asterisk marks an interval that excludes zero.\n"
+    "an asterisk marks an interval that excludes zero. What is cold is counted in the training split, also for rows "
+    "that train on validation events too.\n"
 )
 
 
@@ -20,23 +21,29 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The page."""
     parts = [f"# {result['title']}\n", READING]
     for table in result["datasets"].values():
-        parts += [f"## {table['title']}\n", _about(table), _leading(table), _grouped(table), _cost(table)]
+        parts += [f"## {table['title']}\n", _about(table), _leading(table), _grouped(table)]
+        parts += [_pairs(table)] if table.get("pairs") else []
+        parts += [_published(table)] if table.get("published") else []
+        parts += [_cost(table)]
         parts += [f"- {cell} failed: {said}" for cell, said in table["failed"].items()]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def _about(table: Mapping[str, Any]) -> str:
     cold = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in table["sizes"].items())
-    return (
+    said = (
         f"{table['users']:,} users, {table['items']:,} items, {table['protocol']}, split "
-        f"`{table['split_checksum'][:12]}`, ties by {table['tie_break']}; targets: {cold}.\n"
+        f"`{table['split_checksum'][:12]}`, ties by {table['tie_break']}; targets: {cold}."
     )
+    return " ".join(filter(None, (said, table.get("note")))) + "\n"
 
 
 def _leading(table: Mapping[str, Any]) -> str:
     lead = _shown(table)
     header = ["row", "seeds", *lead, "against", *(f"Δ {metric}" for metric in lead)]
-    return markdown_table(header, _with_groups(table, len(header), _leading_row(lead)))
+    notes = [f"- {name}: {row['note']}\n" for name, row in table["rows"].items() if row.get("note")]
+    rows = markdown_table(header, _with_groups(table, len(header), _leading_row(lead)))
+    return "".join([rows, "\n", *notes]) if notes else rows
 
 
 def _leading_row(lead: Sequence[str]):
@@ -57,6 +64,42 @@ def _grouped(table: Mapping[str, Any]) -> str:
         return [name, *(interval(row["groups"][group].get(metric), seeds=False) for group in GROUPS)]
 
     return markdown_table(header, _with_groups(table, len(header), cells))
+
+
+def _pairs(table: Mapping[str, Any]) -> str:
+    lead = _shown(table)
+    header = [
+        "pair",
+        *(f"Δ {metric}" for metric in lead),
+        *(f"Δ {lead[0]}, {group.replace('_', ' ')}" for group in GROUPS),
+    ]
+    rows = []
+    for pair in table["pairs"]:
+        by_group = (pair["groups"][group].get(lead[0]) for group in GROUPS)
+        found = [*(pair["metrics"].get(metric) for metric in lead), *by_group]
+        rows.append([f"{pair['row']} less {pair['rival']}", *map(difference, found)])
+    return markdown_table(header, rows)
+
+
+def _published(table: Mapping[str, Any]) -> str:
+    rows = []
+    for entry in table["published"]:
+        row = table["rows"].get(entry["row"])
+        for metric, value in entry.items():
+            if metric in ("name", "row", "source"):
+                continue
+            ours = [row["metrics"].get(name) if row else None for name in (metric, f"{metric}/unmasked")]
+            said = [_beside(value, found) for found in ours]
+            rows.append([entry["name"], entry["source"], metric, f"{value:.4f}", entry["row"], *said])
+    return markdown_table(["published", "source", "metric", "figure", "row", "masked", "unmasked"], rows)
+
+
+def _beside(value: float, found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    low, high = found["ci95"]
+    place = "holds it" if low <= value <= high else f"{found['value'] - value:+.4f}"
+    return f"{interval(found, seeds=False)}: {place}"
 
 
 def _cost(table: Mapping[str, Any]) -> str:
@@ -93,8 +136,12 @@ def _with_groups(table: Mapping[str, Any], columns: int, cells) -> Iterable[list
 
 
 def difference(found: Mapping[str, Any] | None, digits: int = 4) -> str:
-    """A paired difference with its sign, its interval and an asterisk where that excludes zero."""
+    """A paired difference with its sign, its interval and an asterisk where that excludes zero.
+
+    One from another list of the rival has the list's name behind it.
+    """
     if not found:
         return ""
     low, high = found["ci95"]
-    return f"{found['value']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" + ("*" if significant(found) else "")
+    star, other = "*" if significant(found) else "", f" ({found['list']})" if "list" in found else ""
+    return f"{found['value']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]{star}{other}"

@@ -50,6 +50,7 @@ def evaluate(workdir: str | os.PathLike, split: str = "test", baselines_too: boo
         "seed": configs.seed,
         "split_checksum": run.assembly.dataset.manifest["split"]["checksum"],
         "protocol": run.assembly.dataset.manifest["split"]["protocol"],
+        "validation_too": configs.data.validation_too,
         "tie_break": run.assembly.dataset.manifest.get("tie_break"),
         "seconds": time.monotonic() - start,
     }

@@ -62,6 +62,11 @@ class QarmRankerConfig:
                 raise UserError(f"value {getattr(self, name)}", field=f"model.{name}", expected="0: it only ranks")
 
     @property
+    def item_effect(self) -> bool:
+        """Each item has a number of its own in its logit, as HMAT's may."""
+        return True
+
+    @property
     def uses_rq(self) -> bool:
         return self.codes in ("rq", "both")
 

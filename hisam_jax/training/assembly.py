@@ -19,6 +19,7 @@ from hisam_jax.data.pipeline import PipelineConfig
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_of
 from hisam_jax.models.catalog import Catalog, make_catalog
+from hisam_jax.models.hmat import EFFECT_SCALE
 from hisam_jax.models.registry import architecture, name_of
 from hisam_jax.remote import local
 from hisam_jax.sharding import AXES, MeshConfig, make_mesh
@@ -132,6 +133,8 @@ class Assembly:
         """What a checkpoint must share to be continued or read: model, data and IDs."""
         named = {} if self.configs.architecture == "hmat" else {"architecture": self.configs.architecture}
         too = {"validation_too": True} if self.configs.data.validation_too else {}
+        if getattr(self.configs.model, "item_effect", False):
+            too["effect_scale"] = EFFECT_SCALE  # a run of another one would be misread
         return (
             named
             | too
@@ -194,6 +197,9 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
     data = Dataset.load(dataset)
     table = SemanticIDTable.load(ids, item_ids=data.items["item_id"].to_list())
     _check_positions(configs)
+    if configs.evaluation.blend and not configs.model.retrieval:
+        given = f"{configs.evaluation.blend} without a retrieval head"
+        raise UserError(given, field="evaluation.blend", expected="0, or model.retrieval above 0")
     if configs.model.ranking and not data.manifest["has_ratings"]:
         raise UserError(
             f"weight {configs.model.ranking}",
