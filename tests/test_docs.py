@@ -87,7 +87,7 @@ def _check(words: list[str], where: str) -> None:
     elif words[:2] == ["python", "-m"]:
         source = inspect.getsource(importlib.import_module(_module(words[2])))
         source += (ROOT / "benchmarks/parts.py").read_text()
-        assert all(word.removeprefix("--") in source for word in words[3:] if word.startswith("--")), (
+        assert all(f'"{word}"' in source or f'"{word[2:]}"' in source for word in words[3:] if word.startswith("--")), (
             f"{where}: {words}"
         )
     elif words[:2] == ["pip", "install"]:
@@ -121,6 +121,7 @@ def _check_verb(argv: list[str], where: str) -> None:
     except Exception as error:
         raise AssertionError(f"{where}: hisam {' '.join(argv)}: {error}") from error
     config = getattr(arguments, "config", None)
+    assert config is not None or not overrides, f"{where}: hisam {argv[0]} takes no config"
     if config is not None and config.startswith("configs/"):
         load_config(ROOT / config, overrides)
 
