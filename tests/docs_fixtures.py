@@ -11,10 +11,12 @@ A block of Python with a title is the file of that name. Other blocks of a page 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import shlex
+import signal
 import socket
 import stat
 import subprocess
@@ -33,7 +35,8 @@ MARK = re.compile(r"not run: (?P<reason>.+)|slow(?:, waits for: (?P<url>\S+))?")
 SHORTER = {
     "train": "--config.training.steps=3 --config.training.evaluate_every=0 --config.training.monitor=None "
     "--config.model.width=16 --config.model.layers=1 --config.data.items_per_row=32 --config.data.window=32 "
-    "--config.data.rows=4 --config.evaluation.resamples=20 --config.evaluation.beams=10 --config.evaluation.samples=2",
+    "--config.data.rows=4 --config.evaluation.resamples=20 --config.evaluation.beams=10 --config.evaluation.samples=2 "
+    "--config.evaluation.validation_users=20",
     "tokenize": {"dst.py": "--config.dst.steps=20", "residual_kmeans.py": "--config.residual_kmeans.iterations=2"},
     "serve": "--rows 1",
     "export": "-k 10 --beams 10",
@@ -112,11 +115,17 @@ def run_page(page: str, folder: Path, timeout: int) -> str:
         "HISAM_CACHE": str(folder / "cache"),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
     }
-    done = subprocess.run(
-        ["bash", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == 0, f"{page}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    run = subprocess.Popen(
+        ["bash", script], cwd=folder, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, err = run.communicate(timeout=timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)  # what the page left in the background
+    assert run.returncode == 0, f"{page}: exit code {run.returncode}\n{out[-2000:]}\n{err[-4000:]}"
+    return out
 
 
 def _script(page: str, folder: Path) -> str:
@@ -132,7 +141,7 @@ def _script(page: str, folder: Path) -> str:
             lines += [] if block.title else [f"python {name}"]
         if block.url:
             lines.append(f"timeout 600 bash -c 'until curl -sf {block.url}; do sleep 0.5; done'")
-    return "\n".join(lines).replace("", "").replace("8000", str(_free_port()))
+    return re.sub(r"(localhost:|--port )8000", rf"\g<1>{_free_port()}", "\n".join(lines))
 
 
 def _commands(folder: Path) -> Path:

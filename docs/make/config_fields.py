@@ -76,7 +76,7 @@ def _table(entry: tuple[str, type]) -> str:
     section, record = entry
     about, summary = descriptions(record), (record.__doc__ or "").strip().split("\n\n")[0]
     rows = [
-        _row(f"`{field.name}`", f"`{_type(field.type)}`", _default(field), about[field.name])
+        _row(f"`{field.name}`", _type(field.type), _default(field), about[field.name])
         for field in dataclasses.fields(record)
     ]
     head = f"### `{section}` {{ #{record.__name__} }}\n\n{' '.join(summary.split())} "
@@ -94,8 +94,11 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _type(hint: object) -> str:
+    """A type as its users write values of it: the choices of a `Literal`, else its name."""
     text = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
-    return " or ".join(map(repr, typing.get_args(Codes))) if text == "Codes" else text
+    text = f"Literal{list(typing.get_args(Codes))}" if text == "Codes" else text
+    choices = re.fullmatch(r"Literal\[(.*)\]", text)
+    return " or ".join(f"`{part.strip()}`" for part in choices[1].split(",")) if choices else f"`{text}`"
 
 
 def _row(*cells: str) -> str:
