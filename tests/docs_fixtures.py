@@ -34,11 +34,11 @@ MARK = re.compile(r"not run: (?P<reason>.+)|slow(?:, waits for: (?P<url>\S+))?")
 # What commands of the docs are given besides, so that they take seconds. Nothing else is changed of them.
 SHORTER = {
     "train": "--config.training.steps=3 --config.training.evaluate_every=0 --config.training.monitor=None "
-    "--config.model.width=16 --config.model.layers=1 --config.data.items_per_row=32 --config.data.window=32 "
+    "--config.model.width=16 --config.model.layers=1 --config.data.items_per_row=32 --config.data.window=16 "
     "--config.data.rows=4 --config.evaluation.resamples=20 --config.evaluation.beams=10 --config.evaluation.samples=2 "
     "--config.evaluation.validation_users=20",
     "tokenize": {"dst.py": "--config.dst.steps=20", "residual_kmeans.py": "--config.residual_kmeans.iterations=2"},
-    "serve": "--rows 1",
+    "serve": "--rows 1 --max-candidates 4 --max-k 5",
     "export": "-k 10 --beams 10",
 }
 
