@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make test-all`, `make lint`, `make bench`, `make compilers`; `PYTHON=python3.12 make test` picks an interpreter.
+# `make demo`, `make test`, `make test-all`, `make lint`, `make docs`, `make bench`, `make compilers`; `PYTHON=python3.12 make test` picks an interpreter.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
@@ -16,7 +16,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0])')
 # One stamp for each interpreter version: another PYTHON finds no stamp of its own and rebuilds the environment.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: demo test test-all lint bench compilers venv clean
+.PHONY: demo test test-all lint docs bench compilers venv clean
 
 demo: venv
 	$(BIN)/hisam prepare --source shop --protocol per_user_time --text-encoder word_vectors --out $(DEMO)/dataset
@@ -36,6 +36,12 @@ test-all:
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The site, into site/; a warning is an error. The variable is Material's own, for a notice about its successor.
+docs: venv
+	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --quiet --strict
+	echo site/index.html
 
 bench: venv
 	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name; done
@@ -67,4 +73,4 @@ $(INSTALLED): pyproject.toml requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

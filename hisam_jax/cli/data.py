@@ -20,7 +20,13 @@ SUMMARY_KEYS += ("has_ratings", "has_timestamps", "dropped_modalities", "rejecte
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--source", choices=SOURCES, required=True, help="the form of the raw data; shop is the embedded generator")
+    add(
+        "--source",
+        metavar="NAME",
+        required=True,
+        help=f"the form of the raw data: {', '.join(SOURCES)} (the embedded generator), or one that a module of "
+        "$HISAM_PLUGINS registers",
+    )
     add(
         "--raw",
         metavar="DIR",
@@ -101,7 +107,9 @@ def _prepare_flags(parser: argparse.ArgumentParser) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     from hisam_jax.data.prepare import prepare
+    from hisam_jax.data.readers import reader_options
 
+    reader_options(arguments.source)  # refuses one that is not there, before anything that depends on it
     if arguments.raw is None and arguments.source != "shop":
         raise UserError("no folder of raw data", field="--raw", expected=f"--raw DIR with --source {arguments.source}")
     manifest = prepare(

@@ -37,7 +37,12 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer of the grid: a config file and overrides of its fields."""
+    """A tokenizer of the grid.
+
+    Attributes:
+        config: file of `hisam tokenize`.
+        overrides: of its fields, nested as they are there.
+    """
 
     config: str
     overrides: Mapping = dataclasses.field(default_factory=dict)

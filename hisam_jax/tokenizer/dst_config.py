@@ -43,16 +43,27 @@ class DSTConfig:
         dead_threshold: a code taken less than this share of the average use is re-seeded.
         init_rows: items for the k-means++ initialisation.
         settle_iterations: Lloyd iterations over training items at the end, networks frozen; 0 for none.
+        alignment_weight: of the alignment loss.
+        uniformity_weight: of the views' spread over the hypersphere (arXiv 2005.10242).
+        reconstruction_weight: of the mean squared error of what all codes rebuild.
+        shared_reconstruction_weight: the same of what the shared codes alone rebuild, so that they cannot be empty.
+        commitment_weight: of what is quantised to its codes, squared norm.
+        codebook_weight: of codes to what they stand for, with `gradient` codebooks.
         mi_weight: of what shared codes tell of each modality's specific ones, nats.
         mi_specific_weight: of what specific codes tell of one another, nats; 0 leaves it out.
         mi_estimator: q of the specific codes (`categorical`), or of the latents that they stand for (`gaussian`).
         mi_temperature: of the soft codes that carry a categorical q's gradient, in mean squared distances to a code.
+        mi_hidden: hidden units of q.
         mi_log_variance: bound of a Gaussian q's log-variance.
+        mi_learning_rate: of q's own optimiser.
         mi_steps: likelihood steps of vCLUB's q per batch, on detached samples.
         mi_shared_gradient: whether shared codes, too, move to be told less of; else only specific ones do.
         mi_ramp: share of training over which the weights of mutual information rise from 0.
         dropout: share of the inputs of P that is dropped while training, against learning the training pairs by heart;
             none is with one modality.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW.
+        batch_size: items of a step.
         steps: of training; 60 passes over the items are a good number.
         specific_dropout: the same of F, against codes for single items' noise.
 

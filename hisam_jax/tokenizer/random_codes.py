@@ -15,7 +15,14 @@ from hisam_jax.tokenizer.config_checks import check_sizes
 
 @dataclasses.dataclass(frozen=True)
 class RandomConfig:
-    """`sizes`: codes of each level; a `UserError` without any."""
+    """Settings of random codes.
+
+    Attributes:
+        sizes: codes of each level.
+
+    Raises:
+        UserError: no level, or one without codes.
+    """
 
     sizes: tuple = (256, 256, 256)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from hisam_jax import plugins
 from hisam_jax.errors import UserError
 from hisam_jax.tokenizer.base import FeatureMap, FittedTokenizer, PresentMap
 from hisam_jax.tokenizer.dst_config import DSTConfig
@@ -64,8 +65,20 @@ TOKENIZERS = {
 }
 
 
+def register_tokenizer(name: str, entry: Entry) -> None:
+    """Makes a tokenizer one that configs may name, with its settings in a section of that name.
+
+    The process that reads its tables again must have registered it too: see `hisam_jax.plugins`.
+
+    Raises:
+        UserError: another tokenizer has the name.
+    """
+    plugins.claim(TOKENIZERS, name, entry, "name")
+
+
 def entry(name: str) -> Entry:
     """The tokenizer called `name`, or a `UserError` that lists those there are."""
+    plugins.look_for(name, TOKENIZERS)
     if name not in TOKENIZERS:
         raise UserError(f"unknown tokenizer {name!r}", field="name", expected=", ".join(TOKENIZERS))
     return TOKENIZERS[name]

@@ -48,8 +48,14 @@ class RQVAEConfig:
         dead_threshold: a code taken less than this share of the average use is re-seeded.
         init_rows: items for the k-means++ initialisation.
         settle_iterations: Lloyd iterations over training items at the end, networks frozen; 0 for none.
-        commitment_weight: beta.
+        reconstruction_weight: of the mean squared error of what codes rebuild.
+        commitment_weight: of what is quantised to its codes, squared norm; TIGER's beta.
+        codebook_weight: of codes to what they stand for, with `gradient` codebooks.
         dropout: share of the encoder's inputs that is dropped while training.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW.
+        batch_size: items of a step.
+        steps: of training, the warm-up included.
 
     Raises:
         UserError: a value out of range.

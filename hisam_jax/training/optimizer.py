@@ -28,7 +28,9 @@ class OptimizerConfig:
         weight_decay: decoupled, times the learning rate.
         decay_embeddings: whether embedding tables decay too; norms, biases and vectors never do.
         clip_norm: of the global gradient, 0 for none.
-        b1: decay of the mean. b2: of the square. eps: added to the root.
+        b1: decay of the mean.
+        b2: decay of the mean square.
+        eps: added to the root of the mean square.
         state_dtype: of the mean and the square at rest; the arithmetic is float32.
     """
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
-from hisam_jax.data.encoders.base import Encoder, Features
+from hisam_jax import plugins
+from hisam_jax.data.encoders.base import Encoder, Features, Fitted, FittedEncoder
 from hisam_jax.data.encoders.behaviour import Interactions, PpmiSvd
 from hisam_jax.data.encoders.cache import encode_cached
-from hisam_jax.data.encoders.image import HogColor
+from hisam_jax.data.encoders.image import FittedHogColor, HogColor
 from hisam_jax.data.encoders.precomputed import NoEncoder, Precomputed
 from hisam_jax.data.encoders.pretrained import ClipImage, SentenceTransformerText
-from hisam_jax.data.encoders.text import TfidfSvd
-from hisam_jax.data.encoders.word_vectors import WordVectors
+from hisam_jax.data.encoders.text import FittedTfidf, TfidfSvd
+from hisam_jax.data.encoders.word_vectors import FittedWordVectors, WordVectors
 from hisam_jax.errors import UserError
 from hisam_jax.paths import is_url
 from hisam_jax.remote import local
 
-__all__ = ["Encoder", "Features", "Interactions", "encode_cached", "make_encoder"]
+__all__ = ["Encoder", "Features", "Interactions", "encode_cached", "make_encoder", "register_encoder"]
 
-_NAMED = {
+_NAMED: dict[str, dict[str, Any]] = {
     "text": {
         "tfidf_svd": TfidfSvd,
         "word_vectors": WordVectors,
@@ -31,6 +33,32 @@ _NAMED = {
     "behaviour": {"ppmi_svd": PpmiSvd},
 }
 _ANY = {"precomputed:<file>": Precomputed, "none": NoEncoder}
+# What makes an encoder that fits nothing of what one learned, by its name.
+RESTORED: dict[str, Callable[[Fitted], FittedEncoder]] = {
+    TfidfSvd.name: FittedTfidf.of,
+    WordVectors.name: FittedWordVectors.of,
+    HogColor.name: FittedHogColor.of,
+}
+
+
+def register_encoder(
+    modality: str, encoder: type[Encoder], restore: Callable[[Fitted], FittedEncoder] | None = None
+) -> None:
+    """Makes the dataclass `encoder` one that `--text-encoder` or `--image-encoder` may name, by its `name`.
+
+    Args:
+        modality: text or image.
+        encoder: all its fields have defaults; one that has the field `dim` may be named with a width, `NAME:512`.
+        restore: makes an encoder that fits nothing of the `fitted` that its features told, for other items.
+
+    Raises:
+        UserError: another modality, or a name that is taken.
+    """
+    if modality not in ("text", "image"):
+        raise UserError(f"{modality!r}", field="modality", expected="text or image")
+    plugins.claim(_NAMED[modality], encoder.name, encoder, f"{modality}_encoder")
+    if restore is not None:
+        plugins.claim(RESTORED, encoder.name, restore, f"{modality}_encoder")
 
 
 def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
@@ -46,8 +74,9 @@ def make_encoder(modality: str, name: str, **options: Any) -> Encoder:
     Raises:
         UserError: an unknown name or option, a missing package, file or model folder; a URL that cannot be read.
     """
-    known = _NAMED.get(modality, {}) | _ANY
     kind, _, argument = name.partition(":")
+    plugins.look_for(kind, {key.partition(":")[0] for key in (*_NAMED.get(modality, ()), *_ANY)})
+    known = _NAMED.get(modality, {}) | _ANY
     cls = {key.partition(":")[0]: value for key, value in known.items()}.get(kind)
     takes_argument = f"{kind}:<file>" in known or f"{kind}:<name or folder>" in known
     if cls and re.fullmatch("[1-9][0-9]*", argument) and "dim" in {field.name for field in dataclasses.fields(cls)}:

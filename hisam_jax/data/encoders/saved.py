@@ -7,32 +7,24 @@ import functools
 import importlib.metadata
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from hisam_jax import plugins
 from hisam_jax.data.dataset import Dataset, check_files
-from hisam_jax.data.encoders import make_encoder
+from hisam_jax.data.encoders import RESTORED, make_encoder
 from hisam_jax.data.encoders.base import Features, Fitted, FittedEncoder
 from hisam_jax.data.encoders.behaviour import PpmiSvd, Remembered
-from hisam_jax.data.encoders.image import FittedHogColor, HogColor
 from hisam_jax.data.encoders.pretrained import ClipImage, SameModel, SentenceTransformerText
-from hisam_jax.data.encoders.text import FittedTfidf, TfidfSvd
-from hisam_jax.data.encoders.word_vectors import FittedWordVectors, WordVectors
 from hisam_jax.errors import UserError
 from hisam_jax.files import sha256_of
 from hisam_jax.paths import as_given, is_url
 
 FOLDER, FORMAT_VERSION = "encoders", 1
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
-_LEARNED: dict[str, Callable[[Fitted], FittedEncoder]] = {
-    TfidfSvd.name: FittedTfidf.of,
-    WordVectors.name: FittedWordVectors.of,
-    HogColor.name: FittedHogColor.of,
-}
 _PRETRAINED = (SentenceTransformerText.name, ClipImage.name)
 
 
@@ -139,7 +131,8 @@ def _restored(fitted: Fitted, modality: str, name: str, dataset: Dataset) -> Fit
         own = ("items.parquet", f"features/{modality}.npy", f"features/{modality}.present.npy")
         digest = sha256_of(*(dataset.manifest["files"][name] for name in own))
         return Remembered(dataset.items["item_id"], dataset.features[modality], dataset.present[modality], digest)
-    return _LEARNED[fitted.kind](fitted)
+    plugins.look_for(fitted.kind, RESTORED)
+    return RESTORED[fitted.kind](fitted)
 
 
 def _arrays(file: Path, names: list[str]) -> dict[str, np.ndarray]:

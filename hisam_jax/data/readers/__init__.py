@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+from hisam_jax import plugins
 from hisam_jax.data.readers.base import RawData
 from hisam_jax.errors import UserError
 from hisam_jax.remote import local
 
-# source -> module:function; imported when used
-READERS = {
+# source -> module:function, imported when used, or the function of a plugin
+READERS: dict[str, str | Callable[..., RawData]] = {
     "movielens": "hisam_jax.data.readers.movielens:read",
     "sequences": "hisam_jax.data.readers.sequences:read",
     "recbole": "hisam_jax.data.readers.recbole:read",
@@ -21,6 +22,15 @@ READERS = {
     "amazon2023": "hisam_jax.data.readers.amazon:read_2023",
     "shop": "hisam_jax.data.readers.shop:read",
 }
+
+
+def register_reader(source: str, function: Callable[..., RawData]) -> None:
+    """Makes `function(raw, images=None, *, option=default) -> RawData` what reads `source`.
+
+    Raises:
+        UserError: another reader has the name.
+    """
+    plugins.claim(READERS, source, function, "source")
 
 
 def read(source: str, raw: str | Path, images: str | Path | None = None, **options: object) -> RawData:
@@ -54,7 +64,11 @@ def reader_options(source: str) -> dict[str, object] | None:
 
 
 def _reader(source: str) -> Callable[..., RawData]:
+    plugins.look_for(source, READERS)
     if source not in READERS:
         raise UserError(f"unknown source '{source}'", field="source", expected=f"one of {', '.join(READERS)}")
-    module, name = READERS[source].split(":")
+    found = READERS[source]
+    if callable(found):
+        return found
+    module, name = found.split(":")
     return getattr(importlib.import_module(module), name)
