@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from hisam_jax.cells.processes import Failed
+from hisam_jax.cells.processes import Failed, Stopped
 from hisam_jax.claims import claim
 
 C = TypeVar("C", bound=Hashable)
@@ -29,7 +29,7 @@ class Work(Generic[C]):
         locks: folder of their locks.
         folder_of: a cell's folder, relative; its name too.
         done: whether a cell is done.
-        run: does a cell, given the descriptor of its lock.
+        run: does a cell, given the descriptor of its lock and what is set when it must stop.
         after: called when a cell is done.
         again: whether a cell that failed is to be tried once more by this start.
     """
@@ -38,7 +38,7 @@ class Work(Generic[C]):
     locks: Path
     folder_of: Callable[[C], Path]
     done: Callable[[C], bool]
-    run: Callable[[C, int], None]
+    run: Callable[[C, int, threading.Event], None]
     after: Callable[[], None]
     again: Callable[[C, Failed], bool] = lambda cell, error: False
 
@@ -76,6 +76,8 @@ class Pool(Generic[C]):
                 time.sleep(0.05)
         except BaseException:
             self._stop.set()
+            for thread in threads:
+                thread.join()  # its run saves what it has
             raise
 
     def _thread(self, number: int, turn: itertools.chain) -> None:
@@ -99,7 +101,9 @@ class Pool(Generic[C]):
                 return
             print(f"{does.name}: {name}", file=sys.stderr, flush=True)
             try:
-                does.run(cell, held)
+                does.run(cell, held, self._stop)
+            except Stopped:
+                return
             except Failed as error:
                 print(f"{does.name}: {name} failed: {error}", file=sys.stderr, flush=True)
                 if not does.again(cell, error):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
 from hisam_jax.training.checkpoints import differences
 
+LOOK_SECONDS = 0.1  # between two looks at whether a step has ended
 SAID = 400  # last characters of a failed step's log that are shown
 FAILED = "failed.json"
 
@@ -32,17 +35,26 @@ class Failed(Exception):
         self.code = code
 
 
-def execute(command: Sequence[str], log: Path, held: Sequence[int] = ()) -> None:
+class Stopped(Exception):
+    """We were told to stop, and so was the step: it has saved what it had."""
+
+
+def execute(command: Sequence[str], log: Path, held: Sequence[int] = (), stop: threading.Event | None = None) -> None:
     """Runs `python COMMAND` to its end, what it says going to a log; it holds the locks `held` with us.
 
     Raises:
         Failed: it ended with an error.
+        Stopped: `stop` was set.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as stream:
         child = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=stream, pass_fds=held)
         try:
-            code = child.wait()
+            while (code := child.poll()) is None:
+                if stop is not None and stop.wait(LOOK_SECONDS):
+                    raise Stopped
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(LOOK_SECONDS)
         except BaseException:
             child.send_signal(signal.SIGTERM)  # a run saves what it has
             child.wait()

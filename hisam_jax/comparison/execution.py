@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,11 @@ class Workshop:
         arguments = ["train", "--dataset", dataset, "--ids", ids, "--config", config]
         return hisam([*arguments, "--workdir", self.out / cell.folder / "run"], overrides)
 
-    def run(self, cell: Cell, lock: int) -> None:
+    def run(self, cell: Cell, lock: int, stop: threading.Event | None = None) -> None:
         """Trains and evaluates a cell, or goes on where an earlier start was stopped.
 
         Raises:
+            Stopped: `stop` was set.
             Failed: a step ended with an error, which the cell's `failed.json` keeps.
             UserError: the folder holds a cell of other settings.
         """
@@ -77,7 +79,7 @@ class Workshop:
         evaluate = hisam(["evaluate", "--workdir", folder / "run", "--no-baselines"], {})
         try:
             for step, arguments in (("train", self.train(cell)), ("evaluate", evaluate)):
-                execute(arguments, folder / f"{step}.log", (lock,))
+                execute(arguments, folder / f"{step}.log", (lock,), stop)
         except Failed as error:
             note_failure(folder, error)
             raise

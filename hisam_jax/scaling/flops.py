@@ -7,6 +7,7 @@ rotations and element-wise work are left out, as is usual (PaLM, arXiv 2204.0231
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 from hisam_jax.kernels.anchor_attention.core import Rule
@@ -81,6 +82,7 @@ def train_flops(config: HMATConfig, vocabulary: Vocabulary, lengths: Sequence[in
     return 3 * sum(forward_flops(config, vocabulary, lengths).values())
 
 
+@functools.lru_cache(maxsize=4096)
 def _pairs(config: HMATConfig, items: int, tokens: int) -> int:
     if not config.anchors:
         return items * tokens * (items * tokens + 1) // 2

@@ -72,8 +72,8 @@ def oracle_probabilities(config: ShopConfig, user: int) -> np.ndarray:
 def oracle_nats(config: ShopConfig, users: np.ndarray, above: float) -> list[np.ndarray]:
     """-log of the true probability of each item [n] among what such a user would like, nats, of each of `users`.
 
-    Liked are ratings greater than `above`; P(item | history, liked) = P(item | history) P(liked | item) / P(liked), with
-    the tastes that no model can see: it bounds the loss of every model that predicts liked items from a history.
+    Liked are ratings greater than `above`, and P(item | history, liked) = P(item | history) P(liked | item) / P(liked)
+    with the tastes that no model can see: it bounds the loss of every model that predicts liked items from a history.
     Events that were not liked hold nan.
     """
     size = block_size(make_catalogue(config))
