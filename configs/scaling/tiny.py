@@ -1,4 +1,4 @@
-"""A sweep that only shows that it works: two models, three sizes, three budgets, in about two minutes on 2 CPU cores.
+"""A sweep that only shows that it works: two models, three sizes, three budgets; about two minutes on 2 quiet CPU cores.
 
 Command: hisam scale configs/scaling/tiny.py --out runs/scale-tiny --jobs 2
 """
@@ -8,6 +8,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     """The fields are those of `hisam_jax.scaling.sweep.Sweep`."""
+    both = ("hmat", "flat")
     return ml_collections.ConfigDict(
         {
             "title": "A tiny sweep over the embedded shop",
@@ -26,11 +27,13 @@ def get_config() -> ml_collections.ConfigDict:
             "sizes": {
                 "w8": {"width": 8, "layers": 1, "heads": 1},
                 "w16": {"width": 16, "layers": 1, "heads": 2},
-                "w32": {"width": 32, "layers": 2, "heads": 2},
+                "w24": {"width": 24, "layers": 1, "heads": 2},
             },
             "parts": {
-                "isoflop": {"sizes": ("w8", "w16", "w32"), "budgets": (1e9, 3e9, 1e10), "histories": (16,)},
-                "history": {"sizes": ("w16",), "budgets": (3e9,), "histories": (4, 32)},
+                "isoflop": {
+                    "models": both, "sizes": ("w8", "w16", "w24"), "budgets": (1e9, 3e9, 1e10), "histories": (16,),
+                },
+                "history": {"models": both, "sizes": ("w16",), "budgets": (3e9,), "histories": (4,)},
             },
             "batch_items": 256,
         }

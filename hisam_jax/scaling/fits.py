@@ -15,7 +15,7 @@ from hisam_jax.scaling import frontier, isoflop
 from hisam_jax.scaling.frontier import CostOfItem, Target
 from hisam_jax.scaling.law import Fit, fit_law
 
-POINTS = 9  # of a frontier's curve
+POINTS = 13  # of a frontier's curve
 Cells = Sequence[Mapping[str, Any]]
 
 
@@ -74,7 +74,7 @@ def _frontier(
 ) -> dict[str, Any]:
     around = float(np.exp(np.log(n).mean()))
     low, high = float(spent.min()), float(spent.max())
-    curve = np.unique(np.geomspace(low, max(high, *(target.flops for target in targets)), POINTS))
+    curve = np.geomspace(low, frontier.FAR * high, POINTS)
     return {
         "exponents": frontier.exponent(fit, cost, (low, high), around),
         "frontier": [{"flops": float(c), **frontier.predict(fit, cost, c, around)} for c in curve],

@@ -110,6 +110,7 @@ def _predictions(result: Mapping[str, Any]) -> str:
             notes += [f"- **{found['said']}, {model}**: {warning}.\n" for warning in found["warnings"]]
     if not rows:
         return "No law, no prediction.\n"
+    notes = list(dict.fromkeys(notes))
     hint = (
         f"`--flops F` and `--chip-hours H --device {'|'.join(CHIPS)} [--mfu {MFU:g}]` ask for others; past {FAR:g} "
         "times the largest budget of the sweep an answer is a guess.\n"
