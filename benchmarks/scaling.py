@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling [--only SWEEP ...] [--jobs N] [--work DIR] [--fits-only]
 
-A sweep goes on where it was stopped. Pictures go to results/scaling/; results of sweeps that are not asked for again are
-kept.
+A sweep goes on where it was stopped. Pictures go to results/scaling/; results of sweeps that are not asked for again
+are kept.
 """
 
 from __future__ import annotations

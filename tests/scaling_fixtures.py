@@ -35,7 +35,8 @@ def cell(model: str, n: int, flops: float, history: int, off: float, law: Law) -
         "name": f"{model}-n{n}-h{history}-c{flops:.0e}-s0", "model": model, "size": f"n{n}", "history": history,
         "flops": flops, "items": 0, "seed": 0, "d": round(flops / each), "spent": flops, "steps": 100,
         "train_loss": loss, "recall@10": float(np.exp(-loss / 2)), "recall_users": 1000, "oracle": 4.2, "uniform": 6.9,
-        "loss": {"value": loss, "ci95": [loss - 0.02, loss + 0.02]}, "n": {"network": n, "tables": 9 * n, "total": 10 * n},
+        "loss": {"value": loss, "ci95": [loss - 0.02, loss + 0.02]},
+        "n": {"network": n, "tables": 9 * n, "total": 10 * n},
         "planned": {"steps": 100, "flops": flops, "flops_per_item": each, "items": flops / each, "epochs": 0.0},
         "learning_rate": 1e-3, "seconds": 10.0, "items_per_second": 1e4, "device": "cpu x 1",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A sweep that only shows that it works: two models, three sizes, three budgets; about two minutes on 2 quiet CPU cores.
+"""A sweep that only shows that it works: two models, three sizes, three budgets; some two minutes on 2 quiet cores.
 
 Command: hisam scale configs/scaling/tiny.py --out runs/scale-tiny --jobs 2
 """
