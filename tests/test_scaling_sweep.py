@@ -115,6 +115,7 @@ def test_the_rate_goes_over_to_other_widths_by_its_rule():
     assert Rate(4e-3, 64, 1.0).at(256) == pytest.approx(1e-3)
     fitted = Rate(base_width=64, found={"32": 8e-3, "64": 4e-3, "128": 2e-3})
     assert fitted.at(256) == pytest.approx(1e-3) and fitted.at(64) == pytest.approx(4e-3)
+    assert fitted.said() == "0.004 (64 / width)^1, fitted to 3 widths"
 
 
 def test_settings_of_a_cell_are_those_of_its_size_history_and_batch(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ class Bowl:
         n: the size of least loss, by the parabola.
         loss: there.
         inside: whether that lies among the sizes that were run and is a least.
-        n_ci95: of `n`; nan where no cells are left over to tell the noise.
+        n_ci95: of `n`; None where no cells are left over to tell the noise.
     """
 
     flops: float
@@ -31,11 +32,11 @@ class Bowl:
     n: float
     loss: float
     inside: bool
-    n_ci95: tuple[float, float]
+    n_ci95: list[float] | None
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        return {**dataclasses.asdict(self), "coefficients": list(self.coefficients), "n_ci95": list(self.n_ci95)}
+        return {**dataclasses.asdict(self), "coefficients": list(self.coefficients)}
 
 
 def fit_bowls(
@@ -78,9 +79,8 @@ def _bowl(flops: float, curve: np.ndarray, x: np.ndarray, drawn: np.ndarray) -> 
     at, inside = _least(curve, x), True
     if not np.isfinite(at):
         at, inside = x[np.argmin(np.polyval(curve, x))], False
-    low, high = np.exp(interval(drawn)) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    ends = [math.exp(end) for end in interval(drawn)] if np.isfinite(drawn).any() else None
     coefficients = tuple(float(c) for c in curve)
-    ends = float(low), float(high)
     return Bowl(float(flops), coefficients, float(np.exp(at)), float(np.polyval(curve, at)), inside, ends)
 
 
@@ -95,8 +95,5 @@ def _power(bowls: Sequence[Bowl], drawn: np.ndarray) -> dict[str, Any]:
     for row in drawn[:, inside]:
         known = np.isfinite(row)
         samples.append(np.polyfit(log_c[known], row[known], 1)[0] if known.sum() > 1 else np.nan)
-    return {
-        "k": float(np.exp(log_k)),
-        "p": {"value": float(p), "ci95": interval(samples)},
-        "budgets": int(inside.sum()),
-    }
+    ends = interval(samples) if np.isfinite(samples).any() else None
+    return {"k": float(np.exp(log_k)), "p": {"value": float(p), "ci95": ends}, "budgets": int(inside.sum())}

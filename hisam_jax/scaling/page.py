@@ -16,7 +16,8 @@ READING = (
     "every model. Laws by Huber's loss of log residuals, L-BFGS from many starts (approach 3 of arXiv 2203.15556); "
     "brackets are 95 % intervals: of a cell over users, of a law over a bootstrap at the sweep's own N and D. Cells "
     "are single runs where they have one seed: intervals do not tell how much another seed would differ. FLOPs are "
-    "useful ones: products with weights, allowed attention pairs, softmaxes; nothing padded or computed again.\n"
+    "useful ones: products with weights, allowed attention pairs, softmaxes; nothing padded or computed again. Peak "
+    "learning rate of a cell: {learning_rate}.\n"
 )
 WHAT = {"network": "parameters without tables of codes and item ids", "total": "parameters, tables included"}
 PICTURES = {
@@ -31,7 +32,7 @@ PICTURES = {
 def markdown(result: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The page."""
     shown = [f"![{PICTURES[name]}](plots/{name}.svg)\n" for name in pictures]
-    parts = [f"# {result['title']}\n", READING.format(parameters=WHAT[result["parameters"]])]
+    parts = [f"# {result['title']}\n", _reading(result)]
     parts += ["## Laws\n", _laws(result), *_doubts(result), *_pick(shown, pictures, "loss", "recall")]
     parts += ["## The best size at a budget\n", _exponents(result), *_pick(shown, pictures, "isoflop", "frontier")]
     parts += [_bowls(result), "## What a budget would give\n", _predictions(result)]
@@ -42,19 +43,31 @@ def markdown(result: Mapping[str, Any], pictures: Sequence[str]) -> str:
     return "\n".join(part for part in parts if part).rstrip("\n") + "\n"
 
 
+def _reading(result: Mapping[str, Any]) -> str:
+    return READING.format(parameters=WHAT[result["parameters"]], learning_rate=result["learning_rate"])
+
+
 def _pick(shown: Sequence[str], pictures: Sequence[str], *names: str) -> list[str]:
     return [text for text, name in zip(shown, pictures, strict=True) if name in names]
 
 
 def _laws(result: Mapping[str, Any]) -> str:
-    header = ["model", "cells", "E", "A", "a", "B", "b", "rms of log L", "identified"]
+    header = ["model", "cells", "E", "E - oracle", "A", "a", "B", "b", "rms of log L", "identified"]
     rows = []
     for model, entry in result["models"].items():
         law = entry["law"]
         if law is None:
-            rows.append([model, entry["cells"], *[""] * 6, entry["why"]])
+            rows.append([model, entry["cells"], *[""] * 7, entry["why"]])
             continue
-        told = [interval(law["E"], 3), _wide(law["A"]), interval(law["a"], 3), _wide(law["B"]), interval(law["b"], 3)]
+        above = "" if result["oracle"] is None else f"{law['E']['value'] - result['oracle']:.3f}"
+        told = [
+            interval(law["E"], 3),
+            above,
+            _wide(law["A"]),
+            interval(law["a"], 3),
+            _wide(law["B"]),
+            interval(law["b"], 3),
+        ]
         rows.append([model, law["cells"], *told, f"{law['rms']:.4f}", "yes" if law["identified"] else "no, see below"])
     return markdown_table(header, rows) + _oracle(result)
 
@@ -82,7 +95,7 @@ def _exponents(result: Mapping[str, Any]) -> str:
         law, power = entry.get("exponents") or {}, entry["isoflop"]["power"]
         cost = entry.get("cost")
         rows.append([
-            model, interval(law.get("n"), 3), interval(law.get("d"), 3), interval(power.get("p"), 3),
+            model, interval(law.get("n"), 3), interval(law.get("d"), 3), _wide(power["p"]) if power else "",
             f"{cost['u']:.3g} N + {cost['v']:.3g} sqrt N, worst {cost['worst']:.0%} off" if cost else "",
         ])  # fmt: skip
     header = ["model", "N* ~ C^p, law", "D* ~ C^p, law", "N* ~ C^p, parabolas", "FLOPs an item"]
@@ -93,10 +106,8 @@ def _bowls(result: Mapping[str, Any]) -> str:
     rows = []
     for model, entry in result["models"].items():
         for bowl in entry["isoflop"]["bowls"]:
-            low, high = bowl["n_ci95"]
-            ends = f" [{low:.3g}, {high:.3g}]" if low == low else ""
             where = "" if bowl["inside"] else "no least among these sizes"
-            size = f"{bowl['n']:.3g}{ends}" if bowl["inside"] else ""
+            size = _wide({"value": bowl["n"], "ci95": bowl["n_ci95"]}) if bowl["inside"] else ""
             rows.append([model, f"{bowl['flops']:.0e}", size, f"{bowl['loss']:.4f}", where])
     return markdown_table(["model", "FLOPs", "best N, parabola", "nats", ""], rows) if rows else ""
 
@@ -158,6 +169,6 @@ def _cells(result: Mapping[str, Any]) -> str:
 
 
 def _wide(found: Mapping[str, Any]) -> str:
-    """A figure of many digits with its interval."""
-    low, high = found["ci95"]
-    return f"{found['value']:.3g} [{low:.3g}, {high:.3g}]"
+    """A figure of any size with its interval, where it has one."""
+    ends = found["ci95"]
+    return f"{found['value']:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")

@@ -133,7 +133,7 @@ def _frontier(result: Mapping[str, Any]) -> Figure:
             if entry["law"]:
                 _curve(axes, entry["frontier"], name, colour, f"{model}, law")
         bowls = [bowl for bowl in entry["isoflop"]["bowls"] if bowl["inside"]]
-        found = [{"value": bowl["n"], "ci95": _finite(bowl["n_ci95"], bowl["n"])} for bowl in bowls]
+        found = [{"value": bowl["n"], "ci95": bowl["n_ci95"] or [bowl["n"]] * 2} for bowl in bowls]
         if found:
             _points(panels[0], [b["flops"] for b in bowls], found, colour, label=f"{model}, parabolas", capsize=2)
     for axes, name in zip(panels, (f"best parameters ({result['parameters']})", "best items to train on"), strict=True):
@@ -142,10 +142,6 @@ def _frontier(result: Mapping[str, Any]) -> Figure:
         _named(axes, "useful FLOPs of training", name)
     panels[0].legend(fontsize=7, frameon=False)
     return figure
-
-
-def _finite(ends: Sequence[float], value: float) -> list[float]:
-    return [end if np.isfinite(end) else value for end in ends]
 
 
 def _history(result: Mapping[str, Any]) -> Figure:

@@ -204,6 +204,7 @@ def write_page(yard: Yard, targets: Sequence[Target] = ()) -> dict[str, Any]:
         cells, sweep = yard.results(), yard.sweep
         result = {
             "title": sweep.title,
+            "learning_rate": sweep.learning_rate.said(),
             "cells": cells,
             "failed": yard.failed(),
             "left": len(sweep.cells()) - len(cells),

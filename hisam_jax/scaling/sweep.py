@@ -82,16 +82,27 @@ class Rate:
             expected = "rates above 0 by width, two at least, or none"
             raise UserError(f"value {dict(self.found)}", field="learning_rate.found", expected=expected)
 
+    @property
+    def line(self) -> tuple[float, float]:
+        """The rate at `base_width`, and the power of its fall."""
+        if not self.found:
+            return self.base, self.power
+        known = [(math.log(self.base_width / int(width)), math.log(rate)) for width, rate in self.found.items()]
+        mean_x, mean_y = (sum(column) / len(known) for column in zip(*known, strict=True))
+        spread = sum((x - mean_x) ** 2 for x, _ in known)
+        power = sum((x - mean_x) * (y - mean_y) for x, y in known) / spread
+        return math.exp(mean_y - power * mean_x), power
+
     def at(self, width: int) -> float:
         """The peak rate of a model of that width."""
-        base, power = self.base, self.power
-        if self.found:
-            known = [(math.log(self.base_width / int(w)), math.log(rate)) for w, rate in self.found.items()]
-            mean_x, mean_y = (sum(column) / len(known) for column in zip(*known, strict=True))
-            spread = sum((x - mean_x) ** 2 for x, _ in known)
-            power = sum((x - mean_x) * (y - mean_y) for x, y in known) / spread
-            base = math.exp(mean_y - power * mean_x)
+        base, power = self.line
         return base * (self.base_width / width) ** power
+
+    def said(self) -> str:
+        """The rule in words."""
+        base, power = self.line
+        how = f", fitted to {len(self.found)} widths" if self.found else ""
+        return f"{base:.3g} ({self.base_width} / width)^{power:.3g}{how}"
 
 
 @dataclasses.dataclass(frozen=True)
