@@ -32,7 +32,8 @@ from hisam_jax.models.heads import make_objective
 from hisam_jax.scaling import heldout, plan
 from hisam_jax.scaling.flops import train_flops
 from hisam_jax.scaling.run import Yard, list_cells, scale
-from hisam_jax.scaling.sweep import Rate, Sweep, chosen
+from hisam_jax.scaling.sizes import Rate
+from hisam_jax.scaling.sweep import Sweep, chosen
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.training.assembly import assemble
