@@ -199,8 +199,9 @@ def test_the_held_out_loss_is_that_of_each_event_by_itself(assembled):
     events = heldout.held_out(assembly, run.events)
     nats_E = heldout.heldout_nats(run, events)
     trained_I = np.asarray(assembly.catalog.trained_I)
-    for user, position, item, nats in zip(events.user_E, events.position_E, events.item_E, nats_E, strict=True):
-        score_I = run.scorer.retrieval([run.reader.before(user, position)])[0].astype(float)
+    histories = [run.reader.before(*of) for of in zip(events.user_E, events.position_E, strict=True)]
+    score_EI = run.scorer.retrieval(histories).astype(float)
+    for score_I, item, nats in zip(score_EI, events.item_E, nats_E, strict=True):
         expected = np.log(np.exp(score_I[trained_I]).sum()) - score_I[item]
         assert nats == pytest.approx(expected, rel=1e-4)
     assert len(nats_E) == (run.events.split_E[run.events.positive_E] == 1).sum() - _untrained(run, trained_I)

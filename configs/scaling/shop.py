@@ -14,7 +14,8 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     """The fields are those of `hisam_jax.scaling.sweep.Sweep`."""
-    both, by_budget = {"models": ("hmat", "flat"), "histories": (64,)}, {
+    both = {"models": ("hmat", "flat"), "histories": (64,)}
+    by_budget = {
         1e10: ("w8", "w12", "w16", "w24", "w32"),
         1e11: ("w12", "w16", "w24", "w32", "w64"),
         1e12: ("w24", "w32", "w64", "w96", "w128"),

@@ -59,6 +59,8 @@ def execute(command: Sequence[str], log: Path, held: Sequence[int] = (), stop: t
             child.send_signal(signal.SIGTERM)  # a run saves what it has
             child.wait()
             raise
+    if code and stop is not None and stop.wait(LOOK_SECONDS):
+        raise Stopped  # what ended us, such as Ctrl-C, ended it too
     if code:
         said = log.read_text(errors="replace")[-SAID:].strip().splitlines() or [f"exit code {code}"]
         raise Failed(f"{said[-1]} (exit code {code}; {log})", code)

@@ -70,6 +70,11 @@ def _plan(folder: Path, task: Mapping[str, Any], dataset: str, ids: str) -> Plan
 def _spent(run: Path, plan: Plan) -> dict[str, Any]:
     """What training really took, over all starts, from the lines of its log."""
     lines = read_metrics(run / "metrics.jsonl")
+    if RECALL not in lines[-1]:
+        raise UserError(
+            f"no {RECALL} in the last line", path=run / "metrics.jsonl", field="data",
+            expected="a dataset with liked events in its validation split, and a retrieval head",
+        )  # fmt: skip
     steps_L = np.diff([line["step"] for line in lines], prepend=0)
     config = json.loads((run / "config.json").read_text())["data"]
     held_L = np.array([1 - line["padding"] for line in lines]) * config["rows"] * config["items_per_row"]
