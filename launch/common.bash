@@ -21,3 +21,9 @@ whole_numbers() { # NAME...: settings that must be whole numbers
     [[ ${!name} =~ ^[0-9]{1,6}$ ]] || refuse "field '$name': value '${!name}'; expected a whole number"
   done
 }
+# shellcheck disable=SC2154 # the launchers set program
+count_cells() { # sets CELLS, where it is empty, to the number of cells of the sweep that verb is
+  [ "${verb[0]}" = scale ] || refuse "verb '${verb[0]}'; expected scale, the one that has cells"
+  [ -n "$CELLS" ] || CELLS=$("${program[@]}" "${verb[@]}" --list | wc -l)
+  [ "$CELLS" != 0 ] || refuse "a sweep of no cells" # hisam has said why
+}

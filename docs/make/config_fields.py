@@ -12,9 +12,12 @@ from hisam_jax.data.pipeline import PipelineConfig
 from hisam_jax.data.shop import ShopConfig
 from hisam_jax.evaluation.item_knn import ItemKNNConfig
 from hisam_jax.inference.engine import EngineConfig
+from hisam_jax.inference.transitions import TransitionConfig
 from hisam_jax.models.qarm_config import Codes
 from hisam_jax.models.registry import ARCHITECTURES
 from hisam_jax.scaling.flops import Vocabulary
+from hisam_jax.scaling.sizes import Rate, Size
+from hisam_jax.scaling.sweep import Part, Sweep
 from hisam_jax.serving.limits import Limits
 from hisam_jax.sharding import MeshConfig
 from hisam_jax.tokenizer.alarms import AlarmConfig
@@ -45,11 +48,18 @@ GROUPS: dict[str, list[tuple[str, type]]] = {
         ("tokenizers.NAME", Tokenizer),
         ("rows[...]", Row),
     ],
+    "Scaling laws: `hisam scale CONFIG`": [
+        ("the file itself", Sweep),
+        ("parts.NAME", Part),
+        ("sizes.NAME", Size),
+        ("rate", Rate),
+    ],
     "Records that flags set": [
         ("hisam prepare --source shop, as --shop-FIELD", ShopConfig),
         ("hisam serve, as flags", Limits),
         ("the engine behind hisam serve and hisam evaluate, from Python", EngineConfig),
         ("the baseline of hisam evaluate, tuned on validation", ItemKNNConfig),
+        ("what evaluation.blend blends with, from Python", TransitionConfig),
     ],
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import hisam_jax
 from hisam_jax import distributed
-from hisam_jax.cli import comparison, compilation, data, ids, model, results, serving
+from hisam_jax.cli import comparison, compilation, data, ids, model, results, scaling, serving
 from hisam_jax.cli.common import Parser, add_verb, split_overrides, write_result
 from hisam_jax.errors import UserError
 
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"hisam {hisam_jax.__version__}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
-    for part in (data, model, ids, results, serving, comparison, compilation):
+    for part in (data, model, ids, results, serving, comparison, compilation, scaling):
         for name, verb in part.VERBS.items():
             add_verb(verbs, name, verb)
     return parser

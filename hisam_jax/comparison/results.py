@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hisam_jax.cells.processes import failure_of
 from hisam_jax.comparison import statistics
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell
@@ -147,7 +148,7 @@ def _best_step(folder: Path) -> int | None:
 def _failed(shop: Workshop, dataset: str) -> dict[str, str]:
     found = {}
     for cell in shop.grid.cells():
-        record = shop.out / cell.folder / "failed.json"
-        if cell.dataset == dataset and record.is_file() and not shop.done(cell):
-            found[f"{cell.row}, seed {cell.seed}"] = json.loads(record.read_text())["said"]
+        said = failure_of(shop.out / cell.folder)
+        if cell.dataset == dataset and said is not None and not shop.done(cell):
+            found[f"{cell.row}, seed {cell.seed}"] = said
     return found

@@ -8,14 +8,11 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 
+from hisam_jax.compilation.hlo import INSTRUCTION, SHAPE, computations, times
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
           "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}  # fmt: skip
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s*(?:\([^=]*\))?.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*?)\s([a-z][a-z\-]*)\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
-                     r"(\{[^}]*\}|%?[\w.\-]+)")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +43,21 @@ def traffic(hlo: str) -> Traffic:
     Raises:
         ValueError: a loop around a collective whose trip count the text does not tell.
     """
-    bodies, entry = _computations(hlo)
-    times = _times(bodies, entry)
+    bodies, entry = computations(hlo)
+    runs = times(bodies, entry, KINDS)
     devices = int((re.search(r"num_partitions=(\d+)", hlo) or [0, 1])[1])
     sent: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
     largest: dict[str, int] = defaultdict(int)
     for name, lines in bodies.items():
         for line in lines:
-            found = _INSTRUCTION.match(line)
+            found = INSTRUCTION.match(line)
             kind = found and found[3].removesuffix("-start")
-            if kind not in KINDS or not times[name]:
+            if kind not in KINDS or not runs[name]:
                 continue
             result, group = _result_bytes(found[2], found[3]), _group_size(line, devices)
-            sent[kind] += times[name] * _ring(kind, result, group)
-            calls[kind] += times[name]
+            sent[kind] += runs[name] * _ring(kind, result, group)
+            calls[kind] += runs[name]
             largest[kind] = max(largest[kind], result)
     return Traffic({kind: round(value) for kind, value in sent.items()}, dict(calls), dict(largest))
 
@@ -72,73 +69,10 @@ def _ring(kind: str, result: int, group: int) -> float:
     return {"all-reduce": 2 * share * result, "reduce-scatter": share * group * result}.get(kind, share * result)
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    bodies: dict[str, list[str]] = {}
-    name, entry = "", ""
-    for line in hlo.splitlines():
-        if not line.startswith((" ", "\t", "}")) and line.rstrip().endswith("{") and not line.startswith("HloModule"):
-            head = _COMPUTATION.match(line)
-            name = head[2] if head else ""
-            bodies[name] = []
-            entry = name if line.startswith("ENTRY") else entry
-        elif name:
-            bodies[name].append(line)
-    return bodies, entry
-
-
-def _times(bodies: Mapping[str, list[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs in one call of the entry."""
-    calls = {name: [call for line in lines for call in _calls(line, bodies)] for name, lines in bodies.items()}
-    has = {}
-
-    def communicates(name: str) -> bool:
-        if name not in has:
-            has[name] = False
-            own = any((found := _INSTRUCTION.match(line)) and found[3].removesuffix("-start") in KINDS
-                      for line in bodies.get(name, ()))  # fmt: skip
-            has[name] = own or any([communicates(called) for called, _, _ in calls.get(name, ())])
-        return has[name]
-
-    times: dict[str, int] = defaultdict(int)
-
-    def visit(name: str, count: int) -> None:
-        times[name] += count
-        for called, trips, line in calls.get(name, ()):
-            if not communicates(called):
-                continue
-            if trips is None:
-                raise ValueError(f"a loop with collectives whose trip count is unknown: {line.strip()[:200]}")
-            visit(called, count * trips)
-
-    visit(entry, 1)
-    return times
-
-
-def _calls(line: str, bodies: Mapping[str, list[str]]) -> list[tuple[str, int | None, str]]:
-    found = _INSTRUCTION.match(line)
-    if not found:
-        return []
-    trips: int | None = 1
-    if found[3] == "while":
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-        trips = int(known[1]) if known else _bound(bodies, line)
-    names = [each for group in _CALLED.findall(line) for each in re.findall(r"[\w.\-]+", group)]
-    return [(name, trips, line) for name in names]
-
-
-def _bound(bodies: Mapping[str, list[str]], line: str) -> int | None:
-    """Trips of a loop that counts from 0 up to a constant, as scans do: its condition's only constant."""
-    named = re.search(r"condition=%?([\w.\-]+)", line)
-    lines = bodies.get(named[1], []) if named else []
-    constants = [found[1] for each in lines if (found := re.search(r"= s32\[\][^=]*constant\((\d+)\)", each))]
-    below = any("compare(" in each and "direction=LT" in each for each in lines)
-    return int(constants[0]) if below and len(constants) == 1 else None
-
-
 def _result_bytes(shapes: str, kind: str) -> int:
     """Bytes of a result; an asynchronous start returns its operands, then its results."""
     sizes = []
-    for dtype, dims in _SHAPE.findall(shapes):
+    for dtype, dims in SHAPE.findall(shapes):
         count = 1
         for size in filter(None, dims.split(",")):
             count *= int(size)

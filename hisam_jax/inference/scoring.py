@@ -130,7 +130,7 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
     jobs: list[tuple[np.ndarray, int, int]] = []
     starts = np.flatnonzero(np.diff(targets.user_E, prepend=-1))
     for events in np.split(np.arange(len(targets.user_E)), starts[1:]) if len(starts) else []:
-        jobs += _windows(events, targets.position_E[events], window)
+        jobs += windows_of(events, targets.position_E[events], window)
     jobs = [jobs[job] for job in share(len(jobs))]
     for first in range(0, len(jobs), _BLOCK):
         block = jobs[first : first + _BLOCK]
@@ -143,7 +143,7 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
     return merged(scored, out[scored], len(out))
 
 
-def _windows(events: np.ndarray, position: np.ndarray, window: int) -> list[tuple[np.ndarray, int, int]]:
+def windows_of(events: np.ndarray, position: np.ndarray, window: int) -> list[tuple[np.ndarray, int, int]]:
     """`(events, start, end)`: runs of one user's scored events and the window `[start, end)` each run is scored in."""
     jobs, last = [], len(events)
     while last > 0:

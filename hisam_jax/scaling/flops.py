@@ -1,12 +1,14 @@
 """Useful floating-point operations of a step: products with weights, allowed attention pairs, softmaxes over items.
 
-A multiply-add counts 2; a training step counts three times its forward pass, and nothing that is computed again. Norms,
-rotations and element-wise work are left out, as is usual (PaLM, arXiv 2204.02311, appendix B).
+A multiply-add counts 2; a training step counts three times its forward pass (features of items, which have no
+gradient, twice), and nothing that is computed again. Norms, rotations and element-wise work are left out, as is usual
+(PaLM, arXiv 2204.02311, appendix B).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 from hisam_jax.kernels.anchor_attention.core import Rule
@@ -77,10 +79,12 @@ def forward_flops(
 
 
 def train_flops(config: HMATConfig, vocabulary: Vocabulary, lengths: Sequence[int]) -> int:
-    """Useful operations of a training step: forward, and twice that backward."""
-    return 3 * sum(forward_flops(config, vocabulary, lengths).values())
+    """Useful operations of a training step: forward, and backward once for weights and once for what they multiply."""
+    parts = forward_flops(config, vocabulary, lengths)
+    return 3 * sum(parts.values()) - parts["items"]
 
 
+@functools.lru_cache(maxsize=4096)
 def _pairs(config: HMATConfig, items: int, tokens: int) -> int:
     if not config.anchors:
         return items * tokens * (items * tokens + 1) // 2

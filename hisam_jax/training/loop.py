@@ -207,7 +207,9 @@ class _Run:
             self._write_line(self.step)
         self.step += 1
         held = self.watch.dispatched(batch)
-        self.pending = {**metrics, "padding": 1 - held / np.size(batch["segment"])}, self.placement.share * held
+        metrics = {**metrics, "padding": 1 - held / np.size(batch["segment"])}
+        metrics |= {"flops": self.watch.step_flops} if self.watch.step_flops else {}
+        self.pending = metrics, self.placement.share * held
 
     def _fetch(self) -> None:
         """Brings the pending metrics home and stops on what is not finite."""

@@ -45,6 +45,9 @@ class Watch:
     Args:
         cost: of a batch.
         share: rows of all processes, over those of this one; processes that split a row hold the same.
+
+    Attributes:
+        step_flops: useful operations of the latest step on all devices, 0 where they are not known.
     """
 
     def __init__(self, cost: Cost | None, share: int = 1):
@@ -52,6 +55,7 @@ class Watch:
         chip = chip_of(jax.devices()[0].device_kind)
         self._peak = chip.flops if chip else None
         self._last: float | None = None
+        self.step_flops = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -67,8 +71,8 @@ class Watch:
         segment_BN = np.asarray(batch["segment"])
         held = int(np.count_nonzero(segment_BN > 0))
         self._items += held
-        if self.cost is not None and self._peak:
-            self._flops += self.cost.flops(lengths_of(segment_BN))
+        self.step_flops = 0 if self.cost is None else self._share * self.cost.flops(lengths_of(segment_BN))
+        self._flops += self.step_flops
         return held
 
     def finished(self) -> None:
@@ -95,7 +99,7 @@ class Watch:
         if self.cost is not None:
             found["tokens_per_second"] = self._share * self._items * self.cost.tokens_per_item / seconds
             if self._peak:
-                found["mfu"] = self._share * self._flops / seconds / self._peak / jax.device_count()
+                found["mfu"] = self._flops / seconds / self._peak / jax.device_count()
         found["memory_bytes"] = _memory()
         self._clear()
         return found

@@ -7,7 +7,7 @@ from hisam_jax.data.shop.config import ShopConfig
 from hisam_jax.data.shop.generator import generate, stream_users, user_events
 from hisam_jax.data.shop.pictures import picture
 from hisam_jax.data.shop.tables import item_table, truth_table
-from hisam_jax.data.shop.users import UserEvents, oracle_probabilities
+from hisam_jax.data.shop.users import UserEvents, oracle_nats, oracle_probabilities
 
 __all__ = [
     "Catalogue",
@@ -16,6 +16,7 @@ __all__ = [
     "generate",
     "item_table",
     "make_catalogue",
+    "oracle_nats",
     "oracle_probabilities",
     "picture",
     "stream_users",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from scipy.special import ndtr
 
 from hisam_jax.data.shop import vocabulary as words
 from hisam_jax.data.shop.catalogue import Catalogue
@@ -22,6 +23,7 @@ from hisam_jax.data.shop.draws import BEGIN, DRIFTING, Draws, times
 RANKED_ITEMS = 20_000  # the largest shop in which last items are ranked: that alone costs users x items of work
 # Standard deviations of the tastes, in nats, and what repeating the last item's style or colour gains.
 DEPARTMENT, KIND, LEAF, STYLE, COLOUR, PATTERN, ECHO = 0.8, 1.6, 0.5, 1.1, 1.1, 0.7, 0.8
+NOISE = 0.4  # standard deviation of a rating's own, stars
 SECOND = 0.25  # share of the following that looks at the last but one purchase
 _SCALE = np.repeat((DEPARTMENT, KIND, STYLE, COLOUR, PATTERN), DRIFTING)
 _SPLITS = np.cumsum(DRIFTING)[:-1]
@@ -72,10 +74,10 @@ class Choices:
         """Users who have an event `step`."""
         return np.flatnonzero(self.draws.events_B > step)
 
-    def advance(self, rows: np.ndarray, step: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    def advance(self, rows: np.ndarray, step: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         """Event `step` of users `rows`: tastes drift, a leaf and an item are drawn, the rating is given.
 
-        Returns the weights of the leaves and the tastes for style, colour and pattern.
+        Returns the weights of the leaves, the tastes for style, colour and pattern, and those for leaves.
         """
         gap_R = self._gap_days(rows, step)
         tastes = self._drift(rows, step, gap_R)
@@ -92,7 +94,7 @@ class Choices:
         liked_R = logits_RL[np.arange(len(rows)), leaf_R]
         self.rating_BN[rows, step] = self._rate(rows, step, item_R, liked_R, self._match(item_R, tastes[2:]))
         self._rank_last(rows, step, share_RL, tastes[2:], p_leaf_R * p_item_R)
-        return share_RL, tastes[2:]
+        return share_RL, tastes[2:], logits_RL
 
     def distribution(self, rows, step: int, share_RL: np.ndarray, tastes: list[np.ndarray]) -> np.ndarray:
         """P(item) [R, L, M] of event `step`, from what was known before it; zero in the padding."""
@@ -101,6 +103,15 @@ class Choices:
         weight_XM = self._items(np.repeat(rows, L), step, leaf, per_leaf)
         inside_XM = weight_XM / np.maximum(weight_XM.sum(1, keepdims=True), 1e-300)
         return inside_XM.reshape(R, L, -1) * (share_RL / share_RL.sum(1, keepdims=True))[:, :, None]
+
+    def liked(self, rows, tastes: list[np.ndarray], logits_RL: np.ndarray, above: float) -> np.ndarray:
+        """P(rated above `above` | item) [R, L, M], from what was known before the event; anything in the padding."""
+        c, (style_RS, colour_RC, pattern_RP) = self.catalogue, tastes
+        members = c.members_LM
+        match_RLM = style_RS[:, c.style_I[members]] + colour_RC[:, c.colour_I[members]]
+        match_RLM += pattern_RP[:, c.pattern_I[members]]
+        stars_RLM = self._stars(rows[:, None, None], members, logits_RL[:, :, None], match_RLM)
+        return ndtr((stars_RLM - (above + 0.25)) / NOISE)  # stars are rounded to halves
 
     def _rank_last(self, rows, step: int, share_RL, tastes: list[np.ndarray], p_R: np.ndarray) -> None:
         last = np.flatnonzero(self.draws.events_B[rows] == step + 1)
@@ -160,10 +171,14 @@ class Choices:
 
     def _rate(self, rows, step: int, item_R: np.ndarray, leaf_logit_R: np.ndarray, match_R: np.ndarray) -> np.ndarray:
         """Half stars from 1 to 5: how well leaf and look match the tastes of that day, user, item and noise."""
-        leaf_R = leaf_logit_R / np.sqrt(DEPARTMENT**2 + KIND**2 + LEAF**2)
-        look_R = match_R / np.sqrt(STYLE**2 + COLOUR**2 + PATTERN**2)
-        stars_R = 3.3 + 0.45 * leaf_R + 0.45 * look_R + self.draws.bias_B[rows] + self.catalogue.quality_I[item_R]
-        return np.clip(np.round(2 * (stars_R + 0.4 * self.draws.noise_BN[rows, step])) / 2, 1.0, 5.0)
+        stars_R = self._stars(rows, item_R, leaf_logit_R, match_R)
+        return np.clip(np.round(2 * (stars_R + NOISE * self.draws.noise_BN[rows, step])) / 2, 1.0, 5.0)
+
+    def _stars(self, rows, item_x: np.ndarray, leaf_logit_x: np.ndarray, match_x: np.ndarray) -> np.ndarray:
+        """Stars before the noise."""
+        leaf_x = leaf_logit_x / np.sqrt(DEPARTMENT**2 + KIND**2 + LEAF**2)
+        look_x = match_x / np.sqrt(STYLE**2 + COLOUR**2 + PATTERN**2)
+        return 3.3 + 0.45 * leaf_x + 0.45 * look_x + self.draws.bias_B[rows] + self.catalogue.quality_I[item_x]
 
     def _day(self, rows: np.ndarray, step: int) -> np.ndarray:
         return (self.time_BN[rows, step] - BEGIN) // DAY

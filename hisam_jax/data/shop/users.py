@@ -11,6 +11,7 @@ from hisam_jax.data.shop.choices import Choices
 from hisam_jax.data.shop.config import ShopConfig
 from hisam_jax.data.shop.draws import FEWEST_WARM_EVENTS, draw
 
+ORACLE_ROWS = 64  # whose whole distributions are held at once
 BLOCK = 512  # users simulated together, fewer where leaves are huge
 COLD = FEWEST_WARM_EVENTS  # users with fewer events are cold
 
@@ -61,11 +62,44 @@ def oracle_probabilities(config: ShopConfig, user: int) -> np.ndarray:
     out = np.zeros((state.draws.events_B[b], config.items))
     for step in range(len(out)):
         rows = state.active(step)
-        share_RL, tastes = state.advance(rows, step)
+        share_RL, tastes, _ = state.advance(rows, step)
         mine = np.flatnonzero(rows == b)
         p_LM = state.distribution(rows[mine], step, share_RL[mine], [taste[mine] for taste in tastes])[0]
         np.add.at(out[step], state.catalogue.members_LM, p_LM)
     return out
+
+
+def oracle_nats(config: ShopConfig, users: np.ndarray, above: float) -> list[np.ndarray]:
+    """-log of the true probability of each item [n] among what such a user would like, nats, of each of `users`.
+
+    Liked are ratings greater than `above`, and P(item | history, liked) = P(item | history) P(liked | item) / P(liked)
+    with the tastes that no model can see: it bounds the loss of every model that predicts liked items from a history.
+    Events that were not liked hold nan.
+    """
+    size = block_size(make_catalogue(config))
+    found: dict[int, np.ndarray] = {}
+    for block in np.unique(np.asarray(users) // size).tolist():
+        state, numbers = _start(config, block)
+        wanted_B = np.isin(numbers, users)
+        nats_BN = np.full(state.time_BN.shape, np.nan)
+        for step in range(state.time_BN.shape[1]):
+            rows = state.active(step)
+            shares, tastes, logits_RL = state.advance(rows, step)
+            scored = np.flatnonzero(wanted_B[rows] & (state.rating_BN[rows, step] > above))
+            for start in range(0, len(scored), ORACLE_ROWS):
+                part = scored[start : start + ORACLE_ROWS]
+                known = shares[part], [taste[part] for taste in tastes], logits_RL[part]
+                nats_BN[rows[part], step] = _liked_nats(state, rows[part], step, known, above)
+        found |= {int(user): nats_BN[b, : state.draws.events_B[b]] for b, user in enumerate(numbers) if wanted_B[b]}
+    return [found[int(user)] for user in users]
+
+
+def _liked_nats(state: Choices, rows: np.ndarray, step: int, known: tuple, above: float) -> np.ndarray:
+    share_RL, tastes, logits_RL = known
+    p_RLM = state.distribution(rows, step, share_RL, tastes)
+    p_RLM *= state.liked(rows, tastes, logits_RL, above)
+    own_R = p_RLM[np.arange(len(rows)), state.leaf_BN[rows, step], state.place_BN[rows, step]]
+    return np.log(p_RLM.sum((1, 2))) - np.log(own_R)
 
 
 def _start(config: ShopConfig, block: int) -> tuple[Choices, np.ndarray]:

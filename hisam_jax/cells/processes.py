@@ -1,0 +1,111 @@
+"""A step as a process of its own, and what is kept of it: the settings it began with, how often it failed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hisam_jax.config import load_config
+from hisam_jax.errors import UserError
+from hisam_jax.files import atomic_write
+from hisam_jax.training.checkpoints import differences
+
+LOOK_SECONDS = 0.1  # between two looks at whether a step has ended
+SAID = 400  # last characters of a failed step's log that are shown
+FAILED = "failed.json"
+
+
+class Failed(Exception):
+    """A step ended with an error; its last words.
+
+    Args:
+        said: the words.
+        code: its exit code.
+    """
+
+    def __init__(self, said: str, code: int = 1):
+        super().__init__(said)
+        self.code = code
+
+
+class Stopped(Exception):
+    """We were told to stop, and so was the step: it has saved what it had."""
+
+
+def execute(command: Sequence[str], log: Path, held: Sequence[int] = (), stop: threading.Event | None = None) -> None:
+    """Runs `python COMMAND` to its end, what it says going to a log; it holds the locks `held` with us.
+
+    Raises:
+        Failed: it ended with an error.
+        Stopped: `stop` was set.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as stream:
+        child = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=stream, pass_fds=held)
+        try:
+            while (code := child.poll()) is None:
+                if stop is not None and stop.wait(LOOK_SECONDS):
+                    raise Stopped
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(LOOK_SECONDS)
+        except BaseException:
+            child.send_signal(signal.SIGTERM)  # a run saves what it has
+            child.wait()
+            raise
+    if code and stop is not None and stop.wait(LOOK_SECONDS):
+        raise Stopped  # what ended us, such as Ctrl-C, ended it too
+    if code:
+        said = log.read_text(errors="replace")[-SAID:].strip().splitlines() or [f"exit code {code}"]
+        raise Failed(f"{said[-1]} (exit code {code}; {log})", code)
+
+
+def hisam(arguments: Sequence[Any], overrides: Mapping[str, Any]) -> list[str]:
+    """The arguments of python that run `hisam ARGUMENTS` with overrides of its config."""
+    flags = [f"--config.{field}={value}" for field, value in overrides.items()]
+    return ["-m", "hisam_jax", *map(str, arguments), *flags]
+
+
+def resolved(config: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A config file with its overrides, as JSON."""
+    whole = load_config(config, {field: str(value) for field, value in overrides.items()}).to_dict()
+    return json.loads(json.dumps(whole, sort_keys=True))
+
+
+def check_same(record: Path, settings: Mapping[str, Any], made: Path, hint: str) -> None:
+    """Keeps the settings of what is `made` beside it, or refuses others than it began with.
+
+    Raises:
+        UserError: they differ; `hint` says what to do.
+    """
+    then = json.loads(record.read_text()) if record.is_file() else settings
+    changed = [name for part in settings for name in differences(then.get(part, {}), settings[part])]
+    if changed:
+        what = f"was made with other settings ({', '.join(changed)})"
+        raise UserError(what, path=made, expected="these settings", hint=hint)
+    if not record.is_file():
+        atomic_write(record, json.dumps(settings, indent=1) + "\n")
+
+
+def tries_of(folder: Path) -> int:
+    """How often a cell has failed since it last ended well."""
+    record = folder / FAILED
+    return json.loads(record.read_text())["tries"] if record.is_file() else 0
+
+
+def note_failure(folder: Path, error: Failed) -> None:
+    """Counts a cell's failure and keeps what it said."""
+    record = {"tries": tries_of(folder) + 1, "said": str(error)}
+    atomic_write(folder / FAILED, json.dumps(record, indent=1) + "\n")
+
+
+def failure_of(folder: Path) -> str | None:
+    """What a cell said when it last failed; None for one that did not."""
+    record = folder / FAILED
+    return json.loads(record.read_text())["said"] if record.is_file() else None

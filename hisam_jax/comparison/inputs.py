@@ -1,0 +1,74 @@
+"""What runs read, made once for all of them: prepared datasets, semantic IDs, what is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hisam_jax.cells.processes import check_same, execute, hisam, resolved
+from hisam_jax.claims import claim
+from hisam_jax.comparison.grid import Data, Tokenizer, beside, flat
+from hisam_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Where they lie.
+
+    Attributes:
+        out: folder of all that is made.
+        config: the file that asks for them: configs that it names are found beside it.
+        datasets: what is asked for, by name.
+        raw: folder of raw data, what `{data}` stands for.
+        given: datasets that are prepared already, by name.
+        field: of the config that `datasets` are in, for errors.
+    """
+
+    out: Path
+    config: Path
+    datasets: Mapping[str, Data]
+    raw: Path | None = None
+    given: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    field: str = "datasets."
+
+    def dataset(self, name: str) -> Path:
+        """A prepared dataset; made where it is not there."""
+        if name in self.given:
+            return self.given[name]
+        folder = self.out / "datasets" / name
+        if not folder.exists():
+            self.once(folder, self._prepare(name, folder))
+        return folder
+
+    def ids(self, dataset: str, name: str, tokenizer: Tokenizer, hint: str) -> Path:
+        """Semantic IDs of a dataset; made where they are not there."""
+        folder, config = self.out / "ids" / dataset / name, beside(tokenizer.config, self.config)
+        arguments = ["tokenize", "--dataset", self.dataset(dataset), "--config", config, "--out", folder]
+        settings = {"tokenizer": resolved(config, flat(tokenizer.overrides))}
+        with claim(self.out / "locks" / "settings.lock", wait=True):
+            check_same(self.out / "ids" / dataset / f"{name}.json", settings, folder, hint)
+        self.once(folder, hisam(arguments, flat(tokenizer.overrides)))
+        return folder
+
+    def once(self, made: Path, command: Sequence[str]) -> None:
+        """Runs a command that makes a file or folder, unless it is there; one process at a time."""
+        if made.exists():
+            return
+        lock = self.out / "locks" / ("-".join(made.relative_to(self.out).parts) + ".lock")
+        with claim(lock, wait=True) as held:
+            if not made.exists():
+                execute(command, lock.with_suffix(".log"), (held,))
+
+    def _prepare(self, name: str, folder: Path) -> list[str]:
+        arguments: list[Any] = ["prepare"]
+        for field, value in self.datasets[name].prepare.items():
+            text = str(value)
+            if "{data}" in text and self.raw is None:
+                expected = f"--data DIR, or --dataset {name}=DIR for one that is prepared"
+                raise UserError(f"{text!r} without a folder of data", field=f"{self.field}{name}", expected=expected)
+            arguments += [f"--{field.replace('_', '-')}", text.replace("{data}", str(self.raw))]
+        if len(arguments) == 1:
+            raise UserError("no such dataset", field=f"{self.field}{name}", expected=f"--dataset {name}=DIR")
+        return hisam([*arguments, "--out", folder], {})

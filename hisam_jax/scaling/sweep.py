@@ -1,0 +1,204 @@
+"""What a sweep's config file asks for: data, models, sizes, and which of them at which budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_collections
+
+from hisam_jax.comparison.grid import Data, Tokenizer
+from hisam_jax.config import build, check_least
+from hisam_jax.errors import UserError
+from hisam_jax.scaling.sizes import Rate, Size
+
+FEWEST_ITEMS, MOST_HISTORY = 2, 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of the grid: all of its models at all of its sizes, histories, budgets or items, and seeds.
+
+    Attributes:
+        sizes: names of those of the sweep.
+        budgets: useful FLOPs of training; the steps are those that spend them (isoFLOP).
+        items: trained on, in place of budgets or beside them.
+        histories: the most items of a history that a model reads.
+        models: names of those of the sweep; empty: all.
+        seeds: of parameters and data.
+    """
+
+    sizes: tuple
+    budgets: tuple = ()
+    items: tuple = ()
+    histories: tuple = (64,)
+    models: tuple = ()
+    seeds: tuple = (0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        model, size: by name.
+        history: the most items of a history.
+        flops: its budget; 0 where `items` is given.
+        items: trained on; 0 where the budget is given.
+        seed: of parameters and data.
+    """
+
+    model: str
+    size: str
+    history: int
+    flops: float
+    items: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        much = f"c{self.flops:.3g}" if self.flops else f"d{self.items}"
+        return f"{self.model}-{self.size}-h{self.history}-{much.replace('+', '')}-s{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Below the sweep's folder."""
+        return Path("cells") / self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The whole sweep.
+
+    Attributes:
+        title: of the page.
+        data: the dataset: what is held out, and with `data.endless` in the config the shop that goes on.
+        tokenizer: of its items.
+        config: file of `hisam train` that every cell starts from.
+        overrides: of its fields, for all cells.
+        models: overrides by model's name, such as `{"hmat": {}, "flat": {"model": {"anchors": False}}}`.
+        sizes: by name.
+        parts: of the grid, by name; a cell of several is one cell.
+        learning_rate: see `Rate`.
+        warmup: share of a run's steps in which the rate rises.
+        batch_items: places for items in a batch, whatever the history.
+        epochs: passes over a dataset's training events at most, where the data is not without end; cells of more than
+            one pass are marked.
+        attempts: at a cell that fails, over all starts.
+        parameters: what N counts: the `network` without, or the `total` with tables of codes and item ids.
+        resamples: of the bootstraps.
+    """
+
+    title: str
+    data: Data
+    tokenizer: Tokenizer
+    config: str
+    models: Mapping
+    sizes: Mapping
+    parts: Mapping
+    overrides: Mapping = dataclasses.field(default_factory=dict)
+    learning_rate: Rate = Rate()
+    warmup: float = 0.1
+    batch_items: int = 1024
+    epochs: float = 4.0
+    attempts: int = 3
+    parameters: Literal["network", "total"] = "network"
+    resamples: int = 200
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Sweep:
+        """A sweep from a config file.
+
+        Raises:
+            UserError: an unknown or missing field, nothing to run, a name that is not known, a size that no model can
+                have, a budget that is none.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in config:
+            if name not in known:
+                raise UserError("unknown config field", field=name, expected=" or ".join(sorted(known)))
+        for field in dataclasses.fields(cls):
+            if field.name not in config and field.default is field.default_factory is dataclasses.MISSING:
+                raise UserError("missing config field", field=field.name, expected="a sweep, see configs/scaling")
+        plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+        sections = {"sizes": Size, "parts": Part}
+        made = {
+            name: {key: build(kind, value, f"{name}.{key}") for key, value in plain[name].items()}
+            for name, kind in sections.items()
+        }
+        fixed = {name: value for name, value in plain.items() if name not in sections}
+        sweep = build(cls, {**fixed, **made}, "sweep")
+        sweep._check()
+        return sweep
+
+    def cells(self) -> list[Cell]:
+        """Every run once, the cheap ones first."""
+        found = dict.fromkeys(cell for part in self.parts.values() for cell in self._cells(part))
+        return sorted(found, key=lambda cell: (cell.flops, cell.items))
+
+    def _cells(self, part: Part) -> Iterator[Cell]:
+        amounts = [(float(flops), 0) for flops in part.budgets] + [(0.0, int(items)) for items in part.items]
+        for seed in part.seeds:
+            for flops, items in amounts:
+                for size in part.sizes:
+                    for history in part.histories:
+                        for model in part.models or self.models:
+                            yield Cell(model, size, int(history), flops, items, int(seed))
+
+    def _check(self) -> None:
+        check_least(self, "sweep", batch_items=2, epochs=0, attempts=1, resamples=10)
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"value {self.warmup}", field="warmup", expected="a share of the steps, 0 or more, below 1")
+        for field in ("models", "sizes", "parts"):
+            names = getattr(self, field)
+            if not names:
+                raise UserError("nothing", field=field, expected="at least one")
+            for name in names:
+                if not re.fullmatch(r"[a-z0-9_]+", name):
+                    raise UserError(f"name {name!r}", field=field, expected="small letters, digits and _")
+        for name, size in self.sizes.items():
+            size.check(name)
+        for name, part in self.parts.items():
+            self._check_part(f"parts.{name}", part)
+
+    def _check_part(self, field: str, part: Part) -> None:
+        for name, given, known in (("sizes", part.sizes, self.sizes), ("models", part.models, self.models)):
+            for one in given:
+                if one not in known:
+                    raise UserError(f"value {one!r}", field=f"{field}.{name}", expected=" or ".join(sorted(known)))
+        for name in ("sizes", "histories", "seeds"):
+            if not getattr(part, name):
+                raise UserError("nothing", field=f"{field}.{name}", expected="at least one")
+        if not part.budgets and not part.items:
+            raise UserError("nothing", field=f"{field}.budgets", expected="FLOPs such as 1e12, or items of it")
+        _numbers(f"{field}.budgets", part.budgets, 1, math.inf, whole=False)
+        _numbers(f"{field}.items", part.items, 1, math.inf)
+        _numbers(f"{field}.histories", part.histories, FEWEST_ITEMS, min(MOST_HISTORY, self.batch_items))
+        _numbers(f"{field}.seeds", part.seeds, 0, 2**32 - 1)
+
+
+def _numbers(field: str, values: Sequence[Any], least: float, most: float, whole: bool = True) -> None:
+    for value in values:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or (whole and value != int(value)) or not least <= value <= most:
+            kind = "a whole number" if whole else "a number"
+            raise UserError(f"value {value!r}", field=field, expected=f"{kind} from {least} to {most}")
+
+
+def chosen(cells: Sequence[Cell], only: Iterable[str]) -> list[Cell]:
+    """The cells of these names or numbers, counted from 1; all where none is given.
+
+    Raises:
+        UserError: there is no such cell.
+    """
+    by_name = {cell.name: cell for cell in cells} | {str(number): cell for number, cell in enumerate(cells, 1)}
+    for one in only:
+        if one not in by_name:
+            expected = f"1 to {len(cells)}, or a name that `hisam scale CONFIG --list` prints"
+            raise UserError(f"value {one!r}", field="--only", expected=expected)
+    return [by_name[one] for one in only] or list(cells)
