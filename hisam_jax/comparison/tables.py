@@ -21,7 +21,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The page."""
     parts = [f"# {result['title']}\n", READING]
     for table in result["datasets"].values():
-        parts += [f"## {table['title']}\n", _about(table), _leading(table), _grouped(table)]
+        parts += [f"## {table['title']}\n", _about(table), *_leading(table), _grouped(table)]
         parts += [_pairs(table)] if table.get("pairs") else []
         parts += [_published(table)] if table.get("published") else []
         parts += [_cost(table)]
@@ -38,12 +38,18 @@ def _about(table: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (said, table.get("note")))) + "\n"
 
 
-def _leading(table: Mapping[str, Any]) -> str:
+def _leading(table: Mapping[str, Any]) -> list[str]:
+    """A table of the leading metrics with the rows' notes, and one of those that leave seen items in."""
     lead = _shown(table)
-    header = ["row", "seeds", *lead, "against", *(f"Δ {metric}" for metric in lead)]
+    free = [metric for metric in lead if metric.endswith("/unmasked")]
+    halves = [[metric for metric in lead if metric not in free], free]
     notes = [f"- {name}: {row['note']}\n" for name, row in table["rows"].items() if row.get("note")]
-    rows = markdown_table(header, _with_groups(table, len(header), _leading_row(lead)))
-    return "".join([rows, "\n", *notes]) if notes else rows
+    return [*(_metrics(table, half) for half in halves if half), *(["".join(notes)] if notes else [])]
+
+
+def _metrics(table: Mapping[str, Any], lead: Sequence[str]) -> str:
+    header = ["row", "seeds", *lead, "against", *(f"Δ {metric}" for metric in lead)]
+    return markdown_table(header, _with_groups(_having(table, lead), len(header), _leading_row(lead)))
 
 
 def _leading_row(lead: Sequence[str]):
@@ -63,7 +69,7 @@ def _grouped(table: Mapping[str, Any]) -> str:
     def cells(name: str, row: Mapping[str, Any]) -> list[str]:
         return [name, *(interval(row["groups"][group].get(metric), seeds=False) for group in GROUPS)]
 
-    return markdown_table(header, _with_groups(table, len(header), cells))
+    return markdown_table(header, _with_groups(_having(table, [metric]), len(header), cells))
 
 
 def _pairs(table: Mapping[str, Any]) -> str:
@@ -123,6 +129,12 @@ def _cost(table: Mapping[str, Any]) -> str:
 def _shown(table: Mapping[str, Any]) -> list[str]:
     """The leading metrics that any row has."""
     return [metric for metric in table["lead"] if any(metric in row["metrics"] for row in table["rows"].values())]
+
+
+def _having(table: Mapping[str, Any], metrics: Sequence[str]) -> Mapping[str, Any]:
+    """The table with the rows that have any of the metrics."""
+    rows = {name: row for name, row in table["rows"].items() if any(metric in row["metrics"] for metric in metrics)}
+    return {**table, "rows": rows}
 
 
 def _with_groups(table: Mapping[str, Any], columns: int, cells) -> Iterable[list[str]]:
