@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from fixtures import tiny_dataset
 
 from hisam_jax.claims import claim
 from hisam_jax.comparison import statistics, tables
+from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Grid
 from hisam_jax.comparison.predictions import GROUPS, Frame, Scores
 from hisam_jax.errors import UserError
@@ -259,6 +261,24 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path):
     assert (
         done.returncode == 2 and "was made with other settings" in done.stderr
     )  # mended, but not the cell that was begun
+
+
+@pytest.mark.slow
+def test_another_dataset_under_the_same_name_is_refused(tmp_path):
+    write_grid(tmp_path, {"hmat": row()}, seeds=(0,))
+    tiny_dataset(tmp_path / "other", users=30, items=40, seed=9)
+    grid = Grid.of(grid_config({"hmat": row()}))
+    first, moved, other = (
+        Workshop(grid, tmp_path / "out", tmp_path / "grid.py", given={"tiny": tmp_path / name})
+        for name in ("tiny", "moved", "other")
+    )
+    folder = first.frame("tiny")
+    before = (folder / "targets.npz").read_bytes()
+    shutil.copytree(tmp_path / "tiny", tmp_path / "moved")
+    assert moved.frame("tiny") == folder
+    with pytest.raises(UserError, match="other settings") as caught:
+        other.frame("tiny")
+    assert "another --out" in str(caught.value) and (folder / "targets.npz").read_bytes() == before
 
 
 def test_a_frame_refuses_scores_of_other_targets():

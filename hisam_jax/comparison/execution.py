@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hisam_jax.cells.processes import FAILED, Failed, check_same, execute, hisam, note_failure, resolved
+from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Cell, Grid, beside, flat
 from hisam_jax.comparison.inputs import Inputs
+from hisam_jax.data.dataset import read_manifest
+from hisam_jax.files import sha256_of
+from hisam_jax.remote import local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +50,18 @@ class Workshop:
         return self.inputs.dataset(name)
 
     def frame(self, name: str) -> Path:
-        """The folder of what is scored on a dataset, and of the baselines' scores."""
+        """The folder of what is scored on a dataset, and of the baselines' scores.
+
+        Raises:
+            UserError: it was made of another dataset, and so were the cells beside it.
+        """
         folder = self.out / "frames" / name
         dataset = self.dataset(name)
+        files = read_manifest(local(dataset, "dataset"))["files"]
+        held = {"dataset": {"checksum": sha256_of(json.dumps(files, sort_keys=True))}}
+        hint = f"give the dataset that {name} was, or another --out"
+        with claim(self.out / "locks" / "settings.lock", wait=True):
+            check_same(self.out / "frames" / f"{name}.json", held, folder, hint)
         if not (folder / "targets.npz").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             command = ["-m", "hisam_jax.comparison.frame", str(dataset), str(folder)]
