@@ -118,7 +118,7 @@ def test_ranking_logits_are_those_of_the_whole_history_where_it_fits(folder):
 @given(st.sets(st.integers(0, 60), min_size=1), st.integers(2, 40))
 def test_windows_cover_every_scored_event_once_with_half_a_window_of_history(positions, window):
     position = np.array(sorted(positions))
-    jobs = scoring.windows(np.arange(len(position)), position, window)
+    jobs = scoring.windows_of(np.arange(len(position)), position, window)
     covered = np.concatenate([events for events, _, _ in jobs])
     assert sorted(covered) == list(range(len(position)))
     for events, start, end in jobs:
