@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
                 ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"),
             ),
             "rows": (
-                row("hmat", "ranking", "dst", "din", item_effect=True, id_dropout=0.0, retrieval=0.0),
+                row("hmat", "ranking", "dst", "din", item_effect=True),
                 row("din", "din", "qarm", "hmat"),
                 *(row(f"qarm-{codes}", "qarm", "qarm", "din", codes=codes) for codes in ("frozen", "vq", "rq", "both")),
             ),
