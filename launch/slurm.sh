@@ -41,14 +41,7 @@ job=$(
 #!/usr/bin/env bash
 export HISAM_DISTRIBUTED=auto HISAM_JOIN_TIMEOUT=$HISAM_JOIN_TIMEOUT HISAM_HEARTBEAT_TIMEOUT=$HISAM_HEARTBEAT_TIMEOUT
 export HISAM_CODES=\$PWD/.hisam-codes-\$SLURM_JOB_ID
-to_the_end() { # waits for a process, however many signals come meanwhile; leaves its exit code in \$code
-  code=0
-  wait "\$1" || code=\$?
-  while kill -0 "\$1" 2>/dev/null; do
-    code=0
-    wait "\$1" || code=\$?
-  done
-}
+$(wait_part)
 task() {
   $SETUP
   $command&
@@ -67,22 +60,7 @@ trap 'scancel --signal=TERM "\$SLURM_JOB_ID"' TERM # B:TERM came to this script 
 to_the_end "\$step"
 [ ! -s "\$HISAM_CODES" ] || read -r code <"\$HISAM_CODES"
 rm -f "\$HISAM_CODES"
-if [ "\$code" = 75 ] || [ "\$code" = 143 ]; then
-  if [ "\${SLURM_RESTART_COUNT:-0}" -lt $MAX_RESTARTS ]; then
-    echo "launch: exit code \$code; queued again" >&2
-    scontrol requeue "\$SLURM_JOB_ID" && sleep 60 # the requeue ends this script
-  else
-    echo "launch: exit code \$code after $MAX_RESTARTS restarts; not queued again" >&2
-  fi
-fi
-exit "\$code"
+$(requeue_part "\$SLURM_JOB_ID")
 JOB
 )
-
-if [ -n "$dry" ]; then
-  line=$(printf '%q ' sbatch "${options[@]}")
-  printf "%s<<'JOB'\n%s\nJOB\n" "$line" "$job"
-  exit 0
-fi
-type sbatch >/dev/null 2>&1 || refuse "no sbatch on this machine; expected a login node of a SLURM cluster"
-exec sbatch "${options[@]}" <<<"$job"
+queue

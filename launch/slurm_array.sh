@@ -40,32 +40,13 @@ options=(
 job=$(
   cat <<JOB
 #!/usr/bin/env bash
+$(wait_part)
 $SETUP
 $command--only "\$SLURM_ARRAY_TASK_ID" &
 child=\$!
 trap 'kill -TERM "\$child"' TERM
-code=0
-wait "\$child" || code=\$?
-while kill -0 "\$child" 2>/dev/null; do # a signal interrupts a wait
-  code=0
-  wait "\$child" || code=\$?
-done
-if [ "\$code" = 75 ] || [ "\$code" = 143 ]; then
-  if [ "\${SLURM_RESTART_COUNT:-0}" -lt $MAX_RESTARTS ]; then
-    echo "launch: exit code \$code; queued again" >&2
-    scontrol requeue "\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID" && sleep 60 # the requeue ends this script
-  else
-    echo "launch: exit code \$code after $MAX_RESTARTS restarts; not queued again" >&2
-  fi
-fi
-exit "\$code"
+to_the_end "\$child"
+$(requeue_part "\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID")
 JOB
 )
-
-if [ -n "$dry" ]; then
-  line=$(printf '%q ' sbatch "${options[@]}")
-  printf "%s<<'JOB'\n%s\nJOB\n" "$line" "$job"
-  exit 0
-fi
-type sbatch >/dev/null 2>&1 || refuse "no sbatch on this machine; expected a login node of a SLURM cluster"
-exec sbatch "${options[@]}" <<<"$job"
+queue
