@@ -131,26 +131,24 @@ class Assembly:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share to be continued or read: model, data and IDs."""
-        named = {} if self.configs.architecture == "hmat" else {"architecture": self.configs.architecture}
-        too = {"validation_too": True} if self.configs.data.validation_too else {}
-        if getattr(self.configs.model, "item_effect", False):
-            too["effect_scale"] = EFFECT_SCALE  # a run of another one would be misread
-        return (
-            named
-            | too
-            | {
-                "model": {
-                    name: value
-                    for name, value in dataclasses.asdict(self.configs.model).items()
-                    if name not in ("attention", "remat")  # how it is computed: other devices may want it otherwise
-                    and (name, value)
-                    != ("block", "transformer")  # runs from before there was another have no such field
-                },
-                "split_checksum": self.dataset.manifest["split"]["checksum"],
-                "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
-                "ids_checksum": self.table.checksum,
-            }
-        )
+        configs, more = self.configs, {}
+        if configs.architecture != "hmat":
+            more["architecture"] = configs.architecture
+        if configs.data.validation_too:
+            more["validation_too"] = True
+        if getattr(configs.model, "item_effect", False):
+            more["effect_scale"] = EFFECT_SCALE  # a run of another one would be misread
+        model = dataclasses.asdict(configs.model)
+        for name in ("attention", "remat"):  # how it is computed: other devices may want it otherwise
+            model.pop(name, None)
+        if model.get("block") == "transformer":  # runs from before there was another have no such field
+            del model["block"]
+        return more | {
+            "model": model,
+            "split_checksum": self.dataset.manifest["split"]["checksum"],
+            "items_checksum": sha256_of("\n".join(self.dataset.items["item_id"].to_list())),
+            "ids_checksum": self.table.checksum,
+        }
 
     def differs_from(self, then: Mapping[str, Any]) -> str | None:
         """The first part of the identity that is another than in `then`, a record's JSON; None where none is."""
@@ -196,10 +194,7 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
     configs = Configs.of(config)
     data = Dataset.load(dataset)
     table = SemanticIDTable.load(ids, item_ids=data.items["item_id"].to_list())
-    _check_positions(configs)
-    if configs.evaluation.blend and not configs.model.retrieval:
-        given = f"{configs.evaluation.blend} without a retrieval head"
-        raise UserError(given, field="evaluation.blend", expected="0, or model.retrieval above 0")
+    _check_together(configs)
     if configs.model.ranking and not data.manifest["has_ratings"]:
         raise UserError(
             f"weight {configs.model.ranking}",
@@ -215,7 +210,14 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
     return Assembly(configs, data, table, catalog, model)
 
 
-def _check_positions(configs: Configs) -> None:
+def _check_together(configs: Configs) -> None:
+    """What fields of one section ask of another's."""
+    monitor, blend = configs.training.monitor, configs.evaluation.blend
+    if configs.data.validation_too and monitor is not None:
+        raise UserError(f"value {monitor!r}", field="training.monitor", expected="None with data.validation_too")
+    if blend and not configs.model.retrieval:
+        what = f"{blend} without a retrieval head"
+        raise UserError(what, field="evaluation.blend", expected="0, or model.retrieval above 0")
     positions, window = getattr(configs.model, "positions", None), configs.data.window
     if positions is not None and positions < window:
         raise UserError(f"{positions}", field="model.positions", expected=f"at least data.window, {window}")

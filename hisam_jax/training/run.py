@@ -39,7 +39,7 @@ from hisam_jax.models.registry import architecture
 from hisam_jax.paths import as_given, output_path
 from hisam_jax.scaling.flops import Vocabulary, train_flops
 from hisam_jax.training import loop
-from hisam_jax.training.assembly import Assembly, Configs, assemble
+from hisam_jax.training.assembly import Assembly, assemble
 from hisam_jax.training.metrics import read_metrics
 from hisam_jax.training.placement import streams_here
 from hisam_jax.training.watching import Cost
@@ -74,7 +74,6 @@ def train(
     paths |= {"mixture": {as_given(path): weight for path, weight in mixture.items()}} if mixture else {}
     shares = [make_share(Dataset.load(path), weight, assembly.dataset) for path, weight in (mixture or {}).items()]
     mesh = assembly.mesh()
-    _check_held_out(assembly.configs)
     _claim(folder, assembly)
 
     def describe() -> None:
@@ -136,12 +135,6 @@ def make_evaluator(assembly: Assembly) -> Callable[[Any], dict[str, float]]:
         return out
 
     return lambda params: {name: value for name, value in evaluate(params).items() if math.isfinite(value)}
-
-
-def _check_held_out(configs: Configs) -> None:
-    monitor = configs.training.monitor
-    if configs.data.validation_too and monitor is not None:
-        raise UserError(f"value {monitor!r}", field="training.monitor", expected="None with data.validation_too")
 
 
 def _check_monitor(assembly: Assembly, rated: RankingTargets, targets: RetrievalTargets) -> None:
