@@ -109,3 +109,12 @@ def failure_of(folder: Path) -> str | None:
     """What a cell said when it last failed; None for one that did not."""
     record = folder / FAILED
     return json.loads(record.read_text())["said"] if record.is_file() else None
+
+
+def some_failed(said: Mapping[str, str], cells: int, out: Path) -> UserError:
+    """What tells that of so many cells in `out` some failed: name of the cell -> what it said."""
+    first, words = next(iter(said.items()))
+    return UserError(
+        f"{len(said)} of {cells} cells failed, the first {first}: {words}", path=out,
+        hint="mend it and run the same command again: what is done stays done",
+    )  # fmt: skip

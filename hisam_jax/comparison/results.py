@@ -65,7 +65,7 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
         if row in known and rival in known:
             key = "pair", dataset, row, _seeds(cells, row), rival, _seeds(cells, rival)
             if key not in shop.rows:
-                shop.rows[key] = {"row": row} | _against(known[row], known[rival], rival, frame, bootstrap)
+                shop.rows[key] = {"row": row, "rival": rival} | _against(known[row], known[rival], frame, bootstrap)
             pairs.append(shop.rows[key])
     data = grid.datasets[dataset]
     return {
@@ -102,16 +102,13 @@ def _row(
         "groups": {group: statistics.metrics(ours, frame, bootstrap, group) for group in GROUPS},
     }
     if theirs is not None:
-        found["against"] = _against(ours, theirs, rival, frame, bootstrap)
-        found["against"]["row"] = found["against"].pop("rival")
+        found["against"] = {"row": rival} | _against(ours, theirs, frame, bootstrap)
     return found
 
 
-def _against(
-    ours: Sequence[Scores], theirs: Sequence[Scores], rival: str | None, frame: Frame, bootstrap: Bootstrap
-) -> dict[str, Any]:
+def _against(ours: Sequence[Scores], theirs: Sequence[Scores], frame: Frame, bootstrap: Bootstrap) -> dict[str, Any]:
     tables = {group: statistics.differences(ours, theirs, frame, bootstrap, group) for group in (None, *GROUPS)}
-    return {"rival": rival, "metrics": tables.pop(None), "groups": tables}
+    return {"metrics": tables.pop(None), "groups": tables}
 
 
 def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from hisam_jax.cells.pool import Pool, Work
-from hisam_jax.cells.processes import Failed
+from hisam_jax.cells.processes import Failed, some_failed
 from hisam_jax.claims import claim
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell, Grid
@@ -66,11 +66,7 @@ def compare(
         failed = _work(shop, cells, jobs)
     result = _write_tables(shop)
     if not tables_only and failed:
-        first, said = next(iter(failed.items()))
-        raise UserError(
-            f"{len(failed)} of {len(cells)} cells failed, the first {first.folder}: {said}", path=shop.out,
-            hint="mend it and run the same command again: what is done stays done",
-        )  # fmt: skip
+        raise some_failed({str(cell.folder): said for cell, said in failed.items()}, len(cells), shop.out)
     return result
 
 

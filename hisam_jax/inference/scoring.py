@@ -49,12 +49,11 @@ class HistoryReader:
 
 def retrieval_ranks(scorer: Scorer | Blended, reader: HistoryReader, targets: RetrievalTargets) -> Ranks:
     """Ranks of all targets among all items by the retrieval head, or by what it is blended with."""
-    items = (scorer.scorer if isinstance(scorer, Blended) else scorer).catalog.items
     return rank_targets(
         lambda rows: scorer.retrieval(reader.of_targets(targets, rows)),
         targets.item_T,
         targets.seen,
-        items,
+        scorer.catalog.items,
     )
 
 

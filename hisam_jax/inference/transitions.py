@@ -13,6 +13,7 @@ from hisam_jax.data.records import TRAIN, VALIDATION
 from hisam_jax.evaluation.targets import Events
 from hisam_jax.inference.histories import History
 from hisam_jax.inference.scorer import Scorer
+from hisam_jax.models.catalog import Catalog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,11 @@ class Blended:
     scorer: Scorer
     transitions: Transitions
     weight: float
+
+    @property
+    def catalog(self) -> Catalog:
+        """The scorer's."""
+        return self.scorer.catalog
 
     def retrieval(self, histories: Sequence[History]) -> np.ndarray:
         """float32 `[len(histories), I]`, as `Scorer.retrieval` has it."""

@@ -15,7 +15,17 @@ from typing import Any
 import ml_collections
 
 from hisam_jax.cells.pool import Pool, Work
-from hisam_jax.cells.processes import FAILED, Failed, check_same, execute, failure_of, note_failure, resolved, tries_of
+from hisam_jax.cells.processes import (
+    FAILED,
+    Failed,
+    check_same,
+    execute,
+    failure_of,
+    note_failure,
+    resolved,
+    some_failed,
+    tries_of,
+)
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import beside, flat
 from hisam_jax.comparison.inputs import Inputs
@@ -165,11 +175,7 @@ def scale(
     if fits_only:
         _check_fitted(result, yard.out)
     if failed:
-        first, said = next(iter(failed.items()))
-        raise UserError(
-            f"{len(failed)} of {len(cells)} cells failed, the first {first.name}: {said}", path=yard.out,
-            hint="mend it and run the same command again: what is done stays done",
-        )  # fmt: skip
+        raise some_failed({cell.name: said for cell, said in failed.items()}, len(cells), yard.out)
     return result
 
 
