@@ -18,7 +18,7 @@ from hisam_jax.claims import claim
 from hisam_jax.comparison import statistics, tables
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Grid
-from hisam_jax.comparison.predictions import GROUPS, Frame, Scores
+from hisam_jax.comparison.predictions import GROUPS, LOGITS, Frame, Scores
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import ranking
 from hisam_jax.evaluation.intervals import Bootstrap
@@ -73,7 +73,7 @@ def scores_of(frame: Frame, rng: np.random.Generator, lists=("retrieval",)) -> S
     """Random ranks and logits."""
     users = len(frame.user_T)
     ranks = {name: Ranks(rng.integers(1, 30, users), rng.integers(1, 30, users)) for name in lists}
-    return Scores(ranks, rng.normal(size=3 * users))
+    return Scores(ranks, {name: rng.normal(size=3 * users) for name in LOGITS})
 
 
 def test_metrics_are_means_over_users_and_seeds():
@@ -84,10 +84,11 @@ def test_metrics_are_means_over_users_and_seeds():
     expected = [np.mean(scores.ranks["retrieval"].masked_T <= 10) for scores in seeds]
     assert found["retrieval/recall@10"]["value"] == pytest.approx(np.mean(expected))
     assert found["retrieval/recall@10"]["seeds"] == pytest.approx(expected)
-    by_seed = [ranking.gauc(frame.label_E, scores.logits_E, frame.rated_E) for scores in seeds]
-    assert found["ranking/gauc"]["value"] == pytest.approx(np.mean(by_seed))
-    pooled = [ranking.auc(frame.label_E, scores.logits_E) for scores in seeds]
-    assert found["ranking/auc"]["value"] == pytest.approx(np.mean(pooled))
+    for name in LOGITS:
+        by_seed = [ranking.gauc(frame.label_E, scores.logits[name], frame.rated_E) for scores in seeds]
+        assert found[f"{name}/gauc"]["value"] == pytest.approx(np.mean(by_seed))
+        pooled = [ranking.auc(frame.label_E, scores.logits[name]) for scores in seeds]
+        assert found[f"{name}/auc"]["value"] == pytest.approx(np.mean(pooled))
     group = statistics.metrics(seeds, frame, Bootstrap(100), "cold_item")
     of = frame.of_T["cold_item"]
     plain = np.mean([np.mean(scores.ranks["retrieval"].unmasked_T[of] <= 5) for scores in seeds])

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from hisam_jax.data.records import HISTORY, TEST, TRAIN, VALIDATION, UserSequence
 from hisam_jax.evaluation import baselines, cold_start, targets
+from hisam_jax.evaluation import ranking as metrics
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.item_knn import ItemKNNConfig, item_knn_scorer, item_similarities, tune_item_knn
 
@@ -181,6 +182,36 @@ def test_tables_of_a_dataset_with_ratings_and_of_one_without(tmp_path):
         if ratings:
             assert "auc" not in tables["item_mean"]["ranking"]  # leave-one-out tests positives only
             assert np.isfinite(tables["item_mean"]["ranking"]["logloss"]["value"])
+
+
+def test_in_one_request_a_users_bias_changes_no_order_within_the_user(events):
+    ranking, retrieval = targets.ranking_targets(events, "test"), targets.retrieval_targets(events, "test")
+    given = baselines.score_baselines(events, ranking, retrieval)
+    np.testing.assert_array_equal(given.requests["item_mean"], given.scores["item_mean"])
+    bias = given.requests["item_mean_user_bias"] - given.requests["item_mean"]
+    first = np.unique(ranking.user_E, return_index=True)[1]
+    for user, row in zip(ranking.user_E[first], first, strict=True):
+        of_user = ranking.user_E == user
+        np.testing.assert_allclose(bias[of_user], bias[row])
+        np.testing.assert_allclose(
+            given.scores["item_mean_user_bias"][row], given.requests["item_mean_user_bias"][row], atol=1e-12
+        )
+    tables = baselines.baseline_tables(given, ranking, retrieval, Bootstrap(50))
+    assert tables["item_mean"]["request"]["gauc"] == tables["item_mean_user_bias"]["request"]["gauc"]
+
+
+def test_a_users_running_mean_falls_below_chance_within_the_user_though_it_tells_users_apart():
+    """Why one request is judged beside: labels that are independent given the user, scored by the mean before each."""
+    rng = np.random.default_rng(0)
+    users, before, held_out = 3000, 10, 8
+    taste_U = rng.beta(2, 2, users)
+    label_UN = rng.random((users, before + held_out)) < taste_U[:, None]
+    running_UN = (np.cumsum(label_UN, axis=1) - label_UN) / np.maximum(np.arange(before + held_out), 1)
+    labels, users_E = label_UN[:, before:].ravel(), np.repeat(np.arange(users), held_out)
+    running, frozen = running_UN[:, before:].ravel(), np.repeat(running_UN[:, before], held_out)
+    assert metrics.auc(labels, running) > metrics.auc(labels, frozen) > 0.6
+    assert metrics.gauc(labels, running, users_E) < 0.47
+    assert metrics.gauc(labels, frozen, users_E) == pytest.approx(0.5)
 
 
 def test_sequences_out_of_user_order_are_refused(sequences):

@@ -117,6 +117,23 @@ def test_candidates_over_the_cache_equal_appending_them(switches):
     assert [len(x) for x in along] == [len(h) for h in histories]
 
 
+@pytest.mark.parametrize("switches", [v for v in VARIANTS if v.get("ranking")])
+def test_candidates_of_many_histories_are_those_of_each(switches, monkeypatch):
+    *_, scorer, histories = _setup(switches)
+    candidates = [np.array(items, np.int32) for items in ([7, 3, 39], [], range(ITEMS), [5] * 9)]
+    want = [
+        scorer.clicks_for(history, items) for history, items in zip(histories, candidates, strict=True) if len(items)
+    ]
+    monkeypatch.setattr("hisam_jax.inference.scorer.TOGETHER", 8)  # several parts for the longest
+    got = scorer.clicks_after(histories, candidates, [0.0] * len(histories))
+    assert [len(logits) for logits in got] == [len(items) for items in candidates]
+    for mine, theirs in zip((logits for logits in got if len(logits)), want, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    later = scorer.clicks_after(histories, candidates, [6.0, 0.0, 0.0, 0.0])
+    assert np.abs(later[0] - got[0]).max() > 1e-3  # the time since the last event counts
+    np.testing.assert_allclose(later[3], got[3], atol=2e-5)
+
+
 def test_an_empty_history_is_served_by_popularity():
     _, _, _, _, _, scorer, histories = _setup({})
     empty = History(*(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32)))

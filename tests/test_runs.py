@@ -115,6 +115,31 @@ def test_ranking_logits_are_those_of_the_whole_history_where_it_fits(folder):
         assert logits[row] == pytest.approx(run.scorer.clicks_along([history])[0][-1], abs=1e-5)
 
 
+def test_one_request_reads_nothing_of_what_is_judged_nor_of_what_follows(folder):
+    run = load_run(folder / "run")
+    held_out = run.events.position_E >= np.diff(run.events.start_U1)[run.events.user_E] - 4
+    rated = ranking_targets(dataclasses.replace(run.events, split_E=np.where(held_out, TEST, 0)), "test")
+    assert rated.several
+    logits = scoring.request_logits(run.scorer, run.reader, rated)
+    for user in np.unique(rated.user_E)[::5]:
+        rows = np.flatnonzero(rated.user_E == user)
+        first = int(rated.position_E[rows[0]])
+        history, gap = run.reader.before(user, first), run.reader.features(user)["gap"][first]
+        want = run.scorer.clicks_after([history], [rated.item_E[rows]], [gap])[0]
+        np.testing.assert_allclose(logits[rows], want, atol=1e-5)
+
+    class Scrambled(scoring.HistoryReader):
+        def _read(self, user):
+            found, first = super()._read(user), rated.position_E[rated.user_E == user].min(initial=10**6)
+            later = np.arange(len(found["item"])) >= first
+            return found | {"action": np.where(later, 11 - found["action"], found["action"]).astype(np.int32)}
+
+    reader = Scrambled(run.assembly.dataset, run.reader._window)
+    np.testing.assert_allclose(scoring.request_logits(run.scorer, reader, rated), logits, atol=1e-6)
+    one_by_one = [scoring.ranking_logits(run.scorer, source, rated) for source in (run.reader, reader)]
+    assert np.abs(one_by_one[0] - one_by_one[1]).max() > 1e-4
+
+
 @given(st.sets(st.integers(0, 60), min_size=1), st.integers(2, 40))
 def test_windows_cover_every_scored_event_once_with_half_a_window_of_history(positions, window):
     position = np.array(sorted(positions))

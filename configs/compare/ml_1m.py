@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Text alone and pictures alone are datasets of their own, over the same split."""
     raw = {"source": "sequences", "raw": "{data}/ml-1m"}
     posters = raw | {"images": "{data}/movielens-posters"}
+    training = {"training": {"steps": 4000, "evaluate_every": 1000, "save_every": 1000, "max_minutes": None}}
     metrics = [f"{name}/{metric}" for name in ("retrieval", "generation") for metric in ("recall@10", "ndcg@10")]
     return ml_collections.ConfigDict(
         {
@@ -26,10 +27,13 @@ def get_config() -> ml_collections.ConfigDict:
             "seeds": (0,),
             "reference": "sasrec-ce",
             "rows": (
-                {"name": "hmat", "config": "configs/ml_1m.py", "tokenizer": "dst", "group": "ours"},
+                {
+                    "name": "hmat", "config": "configs/ml_1m.py", "tokenizer": "dst", "group": "ours",
+                    "overrides": training,
+                },
                 {
                     "name": "flat", "config": "configs/ml_1m.py", "tokenizer": "dst", "against": "hmat",
-                    "overrides": {"model": {"anchors": False}}, "group": "ours", "datasets": ("both",),
+                    "overrides": training | {"model": {"anchors": False}}, "group": "ours", "datasets": ("both",),
                 },
                 {
                     "name": "sasrec-ce", "config": "configs/ml_1m_sasrec.py", "tokenizer": "dst", "group": "published",

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     where the calibration between users, which AUC sees, is yet to come.
     QARM's order, as its paper has it: frozen vector < residual codes, neighbours < both, over the base of IDs.
     """
-    metrics = ("ranking/gauc", "ranking/auc")
+    metrics = ("request/gauc", "ranking/gauc", "ranking/auc", "request/auc")
 
     def config(kind: str) -> str:
         return f"configs/ml_latest_small_{kind}.py"

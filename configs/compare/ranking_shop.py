@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
                     "prepare": {
                         "source": "shop", "protocol": "per_user_time", "shop-users": 33_500, "shop-items": 4_000,
                     },
-                    "metrics": ("ranking/gauc", "ranking/auc"),
+                    "metrics": ("request/gauc", "ranking/gauc", "ranking/auc", "request/auc"),
                 },
             },
             "tokenizers": {

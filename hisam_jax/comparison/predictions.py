@@ -20,6 +20,7 @@ from hisam_jax.inference import scoring
 from hisam_jax.remote import write_results
 
 LISTS = ("blend", "hybrid", *scoring.LISTS)
+LOGITS = ("ranking", "request")  # of rated events: after all before each, or as candidates of one request a user
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What one run gave: list -> ranks of the targets; logits of the rated events, None where it does not rank."""
+    """What one run gave: list -> ranks of the targets; each of `LOGITS` that it has -> those of the rated events."""
 
     ranks: Mapping[str, Ranks]
-    logits_E: np.ndarray | None = None
+    logits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0) -> None:
@@ -68,7 +69,8 @@ def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0
     found = score_baselines(events, rated, targets, seed)
     simple = {f"{name}/masked": ranks.masked_T for name, ranks in found.ranks.items()}
     simple |= {f"{name}/unmasked": ranks.unmasked_T for name, ranks in found.ranks.items()}
-    simple |= {f"{name}/logits": values for name, values in found.scores.items()}
+    simple |= {f"{name}/ranking": values for name, values in found.scores.items()}
+    simple |= {f"{name}/request": values for name, values in found.requests.items()}
     write_results(out, {"baselines.npz": npz_bytes(simple), "targets.npz": npz_bytes(frame)})
 
 
@@ -86,7 +88,7 @@ def _baseline(file: Mapping[str, np.ndarray], name: str) -> Scores:
     ranks = {}
     if f"{name}/masked" in file:
         ranks["retrieval"] = Ranks(file[f"{name}/masked"], file[f"{name}/unmasked"])
-    return Scores(ranks, file[f"{name}/logits"] if f"{name}/logits" in file else None)
+    return Scores(ranks, {kind: file[f"{name}/{kind}"] for kind in LOGITS if f"{name}/{kind}" in file})
 
 
 def load_scores(folder: Path, frame: Frame) -> Scores:
@@ -99,4 +101,4 @@ def load_scores(folder: Path, frame: Frame) -> Scores:
         frame.check(file, folder / "predictions.npz")
         lists = [name for name in LISTS if f"{name}_masked" in file]
         ranks = {name: Ranks(file[f"{name}_masked"], file[f"{name}_unmasked"]) for name in lists}
-        return Scores(ranks, file["ranking_logits"] if "ranking_logits" in file else None)
+        return Scores(ranks, {kind: file[f"{kind}_logits"] for kind in LOGITS if f"{kind}_logits" in file})

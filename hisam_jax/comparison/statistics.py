@@ -36,8 +36,8 @@ def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: 
         for metric in means if len(seeds) > 1 else ():
             if means[metric]:
                 found[f"{name}/{metric}"]["seeds"] = [float(values[metric].mean()) for values in by_seed]
-    if ranks_events(seeds):
-        found |= _ranking([scores.logits_E[of_E] for scores in seeds], frame, of_E, bootstrap)
+    for name in logits_of(seeds):
+        found |= _ranking(name, [scores.logits[name][of_E] for scores in seeds], frame, of_E, bootstrap)
     return found
 
 
@@ -59,9 +59,9 @@ def differences(
         table = intervals.difference_of_means(*pair, frame.user_T[of_T], bootstrap)
         said = {} if other == name else {"list": other}
         found |= {f"{name}/{metric}": {**value, **said} for metric, value in table.items() if value}
-    if ranks_events(ours) and ranks_events(theirs):
-        sides = [[scores.logits_E[of_E] for scores in side] for side in (ours, theirs)]
-        found |= _ranking(sides[0], frame, of_E, bootstrap, sides[1])
+    for name in logits_of([*ours, *theirs]):
+        sides = [[scores.logits[name][of_E] for scores in side] for side in (ours, theirs)]
+        found |= _ranking(name, sides[0], frame, of_E, bootstrap, sides[1])
     return found
 
 
@@ -70,9 +70,9 @@ def lists_of(seeds: Sequence[Scores]) -> list[str]:
     return [name for name in seeds[0].ranks if all(name in scores.ranks for scores in seeds)]
 
 
-def ranks_events(seeds: Sequence[Scores]) -> bool:
-    """Whether every seed scored the rated events."""
-    return all(scores.logits_E is not None for scores in seeds)
+def logits_of(seeds: Sequence[Scores]) -> list[str]:
+    """The ways in which every seed scored the rated events."""
+    return [name for name in seeds[0].logits if all(name in scores.logits for scores in seeds)]
 
 
 def significant(difference: Interval) -> bool:
@@ -96,14 +96,19 @@ def _mean(by_seed: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _ranking(
-    ours: Sequence[np.ndarray], frame: Frame, of_E: np.ndarray, bootstrap: Bootstrap, theirs: Sequence[np.ndarray] = ()
+    name: str,
+    ours: Sequence[np.ndarray],
+    frame: Frame,
+    of_E: np.ndarray,
+    bootstrap: Bootstrap,
+    theirs: Sequence[np.ndarray] = (),
 ) -> Table:
     labels, users = frame.label_E[of_E], frame.rated_E[of_E]
     if not len(labels) or labels.all() or not labels.any():
         return {}
     kinds: dict[str, Callable] = {"gauc": _gauc, "auc": _auc}
-    found = {f"ranking/{name}": of(labels, users, ours, theirs, bootstrap) for name, of in kinds.items()}
-    return {name: value for name, value in found.items() if value}
+    found = {f"{name}/{metric}": of(labels, users, ours, theirs, bootstrap) for metric, of in kinds.items()}
+    return {metric: value for metric, value in found.items() if value}
 
 
 def _gauc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:

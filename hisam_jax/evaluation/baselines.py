@@ -27,14 +27,14 @@ class BaselineScores:
 
     Attributes:
         ranks: baseline -> ranks of the retrieval targets.
-        scores: baseline -> scores of the ranking targets [E].
-        logits: baseline -> log-odds of the ranking targets [E].
+        scores: baseline -> scores of the ranking targets [E], each after all that came before it.
+        requests: baseline -> the same as candidates of one request a user, as `scoring.request_logits` has it.
         item_knn: the configuration chosen on validation.
     """
 
     ranks: Mapping[str, retrieval.Ranks]
     scores: Mapping[str, np.ndarray]
-    logits: Mapping[str, np.ndarray]
+    requests: Mapping[str, np.ndarray]
     item_knn: ItemKNNConfig
 
 
@@ -73,24 +73,28 @@ def score_baselines(
     events: Events, ranking: RankingTargets, targets: RetrievalTargets, seed: int = 0
 ) -> BaselineScores:
     """Scores and ranks of every baseline; item mean only where there are ratings. ItemKNN is tuned on validation."""
-    scores, logits = _ranking_scores(events, ranking)
+    place_E = events.start_U1[ranking.user_E] + ranking.position_E
+    first_E = place_E[np.searchsorted(ranking.user_E, ranking.user_E)]  # of the user's targets, oldest first
+    scores = _ranking_scores(events, ranking, place_E)
+    requests = _ranking_scores(events, ranking, first_E) if ranking.several else {}
     config = tune_item_knn(events, retrieval_targets(events, "validation"), seed)
     rows_of = {"popularity": popularity(events)} | ({"item_mean": item_mean(events)} if events.rated_E.any() else {})
     ranks = {name: _rank_constant(row, targets) for name, row in rows_of.items()}
     knn = item_knn_scorer(events, targets, config)
     ranks["item_knn"] = retrieval.rank_targets(knn, targets.item_T, targets.seen, events.items)
-    return BaselineScores(ranks, scores, logits, config)
+    return BaselineScores(ranks, scores, requests, config)
 
 
 def baseline_tables(
     given: BaselineScores, ranking: RankingTargets, targets: RetrievalTargets, bootstrap: Bootstrap
 ) -> dict[str, dict]:
-    """Each baseline's `{ranking, retrieval, cold{ranking, retrieval}, config}`; what does not apply is absent."""
+    """Each baseline's `{ranking, request, retrieval, cold{...}, config}`; what does not apply is absent."""
     tables: dict[str, dict] = {}
-    for name, scores in given.scores.items():
-        arguments = (ranking.label_E, scores, ranking.user_E, bootstrap, given.logits[name])
-        cold = cold_start.ranking_breakdown(scores, ranking, bootstrap, given.logits[name])
-        tables[name] = {"ranking": summary.ranking_summary(*arguments), "cold": {"ranking": cold}}
+    for kind, found in (("ranking", given.scores), ("request", given.requests)):
+        for name, scores in found.items():
+            logits, table = log_odds(scores), tables.setdefault(name, {"cold": {}})
+            table[kind] = summary.ranking_summary(ranking.label_E, scores, ranking.user_E, bootstrap, logits)
+            table["cold"][kind] = cold_start.ranking_breakdown(scores, ranking, bootstrap, logits)
     for name, ranks in given.ranks.items():
         table = tables.setdefault(name, {"cold": {}})
         table["retrieval"] = summary.retrieval_summary(ranks, targets.user_T, bootstrap)
@@ -99,15 +103,15 @@ def baseline_tables(
     return tables
 
 
-def _ranking_scores(events: Events, ranking: RankingTargets) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _ranking_scores(events: Events, ranking: RankingTargets, read_E: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of the targets, a user's bias being what it was before the events `read_E`."""
     if not len(ranking.item_E):
-        return {}, {}
+        return {}
     mean_I = item_mean(events)
-    place_E = events.start_U1[ranking.user_E] + ranking.position_E
     scores = {"item_mean": mean_I[ranking.item_E]}
     for name, decay in (("item_mean_user_bias", 1.0), ("item_mean_recent_user_bias", RECENT)):
-        scores[name] = scores["item_mean"] + causal_user_bias(events, mean_I, decay=decay)[place_E]
-    return scores, {name: _logit(np.clip(score, _EDGE, 1 - _EDGE)) for name, score in scores.items()}
+        scores[name] = scores["item_mean"] + causal_user_bias(events, mean_I, decay=decay)[read_E]
+    return scores
 
 
 def _decayed_before(values_E: np.ndarray, events: Events, decay: float) -> np.ndarray:
@@ -124,5 +128,7 @@ def _rank_constant(scores_I: np.ndarray, targets: RetrievalTargets) -> retrieval
     return retrieval.rank_targets(score, targets.item_T, targets.seen, len(scores_I))
 
 
-def _logit(probability: np.ndarray) -> np.ndarray:
+def log_odds(scores: np.ndarray) -> np.ndarray:
+    """Of scores taken for probabilities."""
+    probability = np.clip(scores, _EDGE, 1 - _EDGE)
     return np.log(probability) - np.log1p(-probability)

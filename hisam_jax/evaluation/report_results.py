@@ -7,7 +7,8 @@ from typing import Any
 from hisam_jax.data.dataset import Dataset
 
 LISTS = ("retrieval", "generation", "blend")
-HEADS = {"ranking": "Ranking", **{name: name.capitalize() for name in LISTS}}
+CLICKS = {"ranking": "Ranking", "request": "Ranking, one request"}
+HEADS = CLICKS | {name: name.capitalize() for name in LISTS}
 COLUMNS = {
     "ranking": {"gauc": "GAUC", "auc": "AUC", "logloss": "Log loss"},
     "retrieval": {"recall@5": "Recall@5", "recall@10": "Recall@10", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10"},
@@ -64,21 +65,23 @@ def section(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     ranking, retrieval = _rows(evaluation, "ranking"), _rows(evaluation, *LISTS)
     plain = [_board(ranking, COLUMNS["ranking"]), _board(retrieval, COLUMNS["retrieval"])]
+    cold = [_cold(evaluation, *heads) for heads in (*((name,) for name in CLICKS), LISTS)]
     unmasked = {name + UNMASKED: label for name, label in COLUMNS["retrieval"].items()}
     return {
         "split": evaluation.get("split", "test"),
         "users": evaluation.get("users"),
         "seed": evaluation.get("seed"),
         "ranking": plain[0],
+        "request": _board(_rows(evaluation, "request"), COLUMNS["ranking"]),
         "retrieval": plain[1],
         "unmasked": _board(retrieval, unmasked),
-        "cold": list(filter(None, (_cold(evaluation, "ranking"), _cold(evaluation, *LISTS)))),
+        "cold": list(filter(None, cold)),
     }
 
 
 def _rows(evaluation: dict[str, Any], *heads: str) -> list[Row]:
     """The model's heads, then every baseline that does the first head's task."""
-    label = {"ranking": "This model", **{name: f"This model, {name}" for name in LISTS}}
+    label = {**dict.fromkeys(CLICKS, "This model"), **{name: f"This model, {name}" for name in LISTS}}
     rows = [(label[name], True, evaluation[name]) for name in heads if name in evaluation]
     for name, table in (evaluation.get("baselines") or {}).items():
         if heads[0] in table:
@@ -144,7 +147,7 @@ def _cold(evaluation: dict[str, Any], *heads: str) -> dict[str, Any] | None:
     for name, table in (evaluation.get("baselines") or {}).items():
         sources.append((BASELINES.get(name, name), False, (table.get("cold") or {}).get(heads[0])))
     sources = [source for source in sources if source[2]]
-    metric, label = ("gauc", "GAUC") if heads[0] == "ranking" else ("recall@10", "Recall@10")
+    metric, label = ("gauc", "GAUC") if heads[0] in CLICKS else ("recall@10", "Recall@10")
     rows = []
     for group, title in GROUPS.items():
         tables = [source[2].get(group) or {} for source in sources]
@@ -162,11 +165,11 @@ def _figures(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """The leading metric of each head with its lead over the best baseline."""
     figures = []
     for name, title in HEADS.items():
-        key, label = ("gauc", "GAUC") if name == "ranking" else ("recall@10", "Recall@10")
+        key, label = ("gauc", "GAUC") if name in CLICKS else ("recall@10", "Recall@10")
         table = evaluation.get(name) or {}
         if key not in table:
             continue
-        task = "ranking" if name == "ranking" else "retrieval"
+        task = name if name in CLICKS else "retrieval"
         rivals = [
             (other[task][key]["value"], BASELINES.get(rival, rival))
             for rival, other in (evaluation.get("baselines") or {}).items()

@@ -72,10 +72,12 @@ def _model_tables(
     result: dict[str, Any] = {"cold": {}}
     arrays = {"user": targets.user_T, "item": targets.item_T, "rated_user": rated.user_E, "label": rated.label_E}
     if "ranking" in run.heads and len(rated.user_E):
-        logits = scoring.ranking_logits(run.scorer, run.reader, rated)
-        result["ranking"] = summary.ranking_summary(rated.label_E, logits, rated.user_E, bootstrap, logits)
-        result["cold"]["ranking"] = cold_start.ranking_breakdown(logits, rated, bootstrap, logits)
-        arrays["ranking_logits"] = logits
+        ways = {"ranking": scoring.ranking_logits, "request": scoring.request_logits}
+        for name in ("ranking", "request") if rated.several else ("ranking",):
+            logits = ways[name](run.scorer, run.reader, rated)
+            result[name] = summary.ranking_summary(rated.label_E, logits, rated.user_E, bootstrap, logits)
+            result["cold"][name] = cold_start.ranking_breakdown(logits, rated, bootstrap, logits)
+            arrays[f"{name}_logits"] = logits
     for head in _lists(run) if len(targets.user_T) else ():
         beams, cold_I = run.assembly.configs.evaluation.beams, run.events.train_count_I < COLD_ITEM_EVENTS
         scorer = run.blended if head == "blend" else run.scorer

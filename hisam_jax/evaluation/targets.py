@@ -104,6 +104,11 @@ class RankingTargets:
     label_E: np.ndarray
     cold: Coldness
 
+    @property
+    def several(self) -> bool:
+        """Whether any user has more than one event, as one request asks for."""
+        return len(np.unique(self.user_E)) < len(self.user_E)
+
     def take(self, rows: np.ndarray) -> RankingTargets:
         """The chosen events, in that order."""
         columns = (column[rows] for column in (self.user_E, self.position_E, self.item_E, self.label_E))

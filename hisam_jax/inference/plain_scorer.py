@@ -29,8 +29,7 @@ class PlainScorer(Scorer):
     def _clicks(self, batch: Batch) -> jax.Array:
         return _clicks(self.model, self.params, self.catalog, batch)
 
-    def _candidates(self, batch: Batch) -> Callable[[np.ndarray], jax.Array]:
-        gap_B = np.zeros(1, np.float32)
+    def _candidates(self, batch: Batch, gap_B: np.ndarray) -> Callable[[np.ndarray], jax.Array]:
         return lambda item_BC: _candidates(self.model, self.params, self.catalog, batch, item_BC, gap_B)
 
 

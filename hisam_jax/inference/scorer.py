@@ -12,7 +12,7 @@ import numpy as np
 from hisam_jax.data.pipeline import Batch
 from hisam_jax.inference import steps
 from hisam_jax.inference.engine import EngineConfig
-from hisam_jax.inference.histories import SHORTEST, History, batches
+from hisam_jax.inference.histories import SHORTEST, History, batches, bucket
 from hisam_jax.inference.top_items import NO_SCORE
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.hmat import HMAT
@@ -20,6 +20,7 @@ from hisam_jax.tokenizer.trie import Trie
 
 ROWS = 64
 CANDIDATES = 512
+TOGETHER = 64  # candidates of each of many histories
 LISTED = 100  # of a hybrid: no metric looks further
 HYBRID = {name: getattr(EngineConfig, name) for name in ("sharing", "cold", "cold_every")}  # as it is served
 
@@ -117,13 +118,37 @@ class Scorer:
     def clicks_for(self, history: History, candidates: np.ndarray) -> np.ndarray:
         """Ranking logits of candidates after a history; candidates never see each other."""
         _, batch = next(self._batches([history], 1))
-        score, out = self._candidates(batch), []
-        for start in range(0, len(candidates), CANDIDATES):
-            part = candidates[start : start + CANDIDATES]
-            padded = np.zeros((1, CANDIDATES), np.int32)
-            padded[0, : len(part)] = part
-            out.append(np.asarray(score(padded))[0, : len(part)])
-        return np.concatenate(out)
+        return self._offered(batch, [candidates], np.zeros(1, np.float32), CANDIDATES)[0]
+
+    def clicks_after(
+        self, histories: Sequence[History], candidates: Sequence[np.ndarray], gaps: Sequence[float]
+    ) -> list[np.ndarray]:
+        """The same of many histories, each with candidates of its own and the time since its last event as a gap."""
+        out: list[np.ndarray] = [np.empty(0)] * len(histories)
+        for rows, batch in self._batches(histories, self.rows):
+            gap_B = np.zeros(self.rows, np.float32)
+            gap_B[: len(rows)] = [gaps[index] for index in rows]
+            offered = [candidates[index] for index in rows]
+            width = bucket(max(map(len, offered)), TOGETHER)
+            for index, logits in zip(rows, self._offered(batch, offered, gap_B, width), strict=True):
+                out[index] = logits
+        return out
+
+    def _offered(
+        self, batch: Batch, candidates: Sequence[np.ndarray], gap_B: np.ndarray, width: int
+    ) -> list[np.ndarray]:
+        """Logits of each row's candidates, `width` of every row at a time."""
+        score, rows = self._candidates(batch, gap_B), len(gap_B)
+        parts: list[list[np.ndarray]] = [[] for _ in candidates]
+        for start in range(0, max(map(len, candidates)), width):
+            padded = np.zeros((rows, width), np.int32)
+            for row, items in enumerate(candidates):
+                part = items[start : start + width]
+                padded[row, : len(part)] = part
+            logits_BC = np.asarray(score(padded))
+            for row, items in enumerate(candidates):
+                parts[row].append(logits_BC[row, : len(items[start : start + width])])
+        return [np.concatenate(part) if part else np.empty(0, np.float32) for part in parts]
 
     def _scores(self, batch: Batch) -> jax.Array:
         """`[B, I]`, what `retrieval` returns of a batch."""
@@ -133,10 +158,10 @@ class Scorer:
         """`[B, N]`, what `clicks_along` returns of a batch."""
         return _clicks(self.model, self.params, self.catalog, batch)
 
-    def _candidates(self, batch: Batch) -> Callable[[np.ndarray], jax.Array]:
-        """`item_1C -> logit_1C` after the history of a batch of one, which is read once."""
+    def _candidates(self, batch: Batch, gap_B: np.ndarray) -> Callable[[np.ndarray], jax.Array]:
+        """`item_BC -> logit_BC` after the histories of a batch, which are read once."""
         _, cache = _read(self.model, self.params, self.catalog, batch)
-        items_B, gap_B = np.array([(batch["segment"] > 0).sum()], np.int32), np.zeros(1, np.float32)
+        items_B = (batch["segment"] > 0).sum(1).astype(np.int32)
         return lambda item_BC: _candidates(self.model, self.params, self.catalog, cache, items_B, item_BC, gap_B)
 
     def _batches(self, histories: Sequence[History], rows: int) -> Iterator[tuple[np.ndarray, Batch]]:

@@ -127,8 +127,7 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
     """Click logits of all rated events [E], each with at least half a window of history where there is one."""
     window, out = scorer.window, np.empty(len(targets.user_E), np.float64)
     jobs: list[tuple[np.ndarray, int, int]] = []
-    starts = np.flatnonzero(np.diff(targets.user_E, prepend=-1))
-    for events in np.split(np.arange(len(targets.user_E)), starts[1:]) if len(starts) else []:
+    for events in _by_user(targets):
         jobs += windows_of(events, targets.position_E[events], window)
     jobs = [jobs[job] for job in share(len(jobs))]
     for first in range(0, len(jobs), _BLOCK):
@@ -140,6 +139,31 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
             out[events] = logits[targets.position_E[events] - start]
     scored = np.concatenate([events for events, _, _ in jobs]) if jobs else np.zeros(0, np.int64)
     return merged(scored, out[scored], len(out))
+
+
+def request_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTargets) -> np.ndarray:
+    """Click logits [E] of each user's rated events as candidates of one request, made when the first of them came.
+
+    All of a user's candidates follow the same history after the same time, as candidates that a service ranks do.
+    """
+    out, requests = np.empty(len(targets.user_E), np.float64), _by_user(targets)
+    requests = [requests[index] for index in share(len(requests))]
+    for first in range(0, len(requests), _BLOCK):
+        block = requests[first : first + _BLOCK]
+        users = [(targets.user_E[events[0]], targets.position_E[events[0]]) for events in block]
+        histories = [reader.before(*user) for user in users]
+        gaps = [reader.features(user)["gap"][position] for user, position in users]
+        candidates = [targets.item_E[events] for events in block]
+        for events, logits in zip(block, scorer.clicks_after(histories, candidates, gaps), strict=True):
+            out[events] = logits
+    scored = np.concatenate(requests) if requests else np.zeros(0, np.int64)
+    return merged(scored, out[scored], len(out))
+
+
+def _by_user(targets: RankingTargets) -> list[np.ndarray]:
+    """Each user's rows of the targets."""
+    starts = np.flatnonzero(np.diff(targets.user_E, prepend=-1))
+    return np.split(np.arange(len(targets.user_E)), starts[1:]) if len(starts) else []
 
 
 def windows_of(events: np.ndarray, position: np.ndarray, window: int) -> list[tuple[np.ndarray, int, int]]:
