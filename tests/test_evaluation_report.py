@@ -16,7 +16,7 @@ from report_fixtures import made_up_lookalikes, made_up_neighbours, make_run
 
 from hisam_jax.data.dataset import MANIFEST, Dataset, write_manifest
 from hisam_jax.errors import UserError
-from hisam_jax.evaluation import plots, report_training
+from hisam_jax.evaluation import plots, report_results, report_training
 from hisam_jax.evaluation.report import percent, report
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use"}
@@ -284,3 +284,18 @@ def test_percent_never_rounds_to_none_or_all():
         "< 0.1\u2009%",
         "> 99.9\u2009%",
     ]
+
+
+def test_one_request_has_figures_of_its_own_beside_the_baselines():
+    def table(gauc):
+        return {"gauc": {"value": gauc, "ci95": [gauc - 0.1, gauc + 0.1]}}
+
+    rival = {"ranking": table(0.7), "request": table(0.55)}
+    evaluation = {"ranking": table(0.6), "request": table(0.65), "baselines": {"item_mean": rival}}
+    found = report_results.section(evaluation)
+    for name, ours, theirs in (("ranking", 0.6, 0.7), ("request", 0.65, 0.55)):
+        values = [row["cells"][0]["value"] for row in found[name]["rows"]]
+        assert values == [ours, theirs]
+    leads = {figure["head"]: figure["lead"] for figure in report_results._figures(evaluation)}
+    assert leads == {"Ranking": pytest.approx(-0.1), "Ranking, one request": pytest.approx(0.1)}
+    assert report_results.section({"ranking": table(0.6)})["request"] is None
