@@ -2,7 +2,7 @@
 
 Huber's loss of residuals of log L, L-BFGS from many starts. Intervals by a parametric bootstrap [ours]: normal noise of
 the residuals' spread at the sweep's own N and D, as these were chosen, not drawn, and as a fit that passes through some
-of its cells leaves residuals too small to draw from.
+of its cells leaves residuals too small to draw from. The spread is itself drawn, as few cells tell it badly.
 """
 
 from __future__ import annotations
@@ -94,10 +94,11 @@ def fit_law(n: np.ndarray, d: np.ndarray, loss: np.ndarray, resamples: int = 200
     problem = _Problem(np.log(n), np.log(d), np.log(loss))
     theta = problem.solve(problem.starts(STARTS))
     fitted, residual = problem.predict(theta), problem.log_loss - problem.predict(theta)
-    spread = np.sqrt(np.sum(residual**2) / max(len(loss) - len(NAMES), 1))
+    free = max(len(loss) - len(NAMES), 1)
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(resamples):
+        spread = np.sqrt(np.sum(residual**2) / rng.chisquare(free))
         again = dataclasses.replace(problem, log_loss=fitted + rng.normal(0.0, spread, len(loss)))
         near = theta + rng.normal(size=(AGAIN, len(NAMES))) * (0.3, 0.5, 0.1, 0.5, 0.1)
         samples.append(problem.law(again.solve(np.vstack([theta, near]))))
