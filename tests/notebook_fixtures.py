@@ -182,6 +182,11 @@ def keep(name: str) -> None:
     """Runs a notebook and keeps what it showed in its file, without progress, times or anything of this machine."""
     with tempfile.TemporaryDirectory() as folder:
         notebook = execute(load(name), Path(folder)).notebook
+    write(name, notebook)
+
+
+def write(name: str, notebook: nbformat.NotebookNode) -> None:
+    """Writes a notebook that was run, less progress and times, with the digest of what its outputs were made by."""
     for cell in code_cells(notebook):
         cell.metadata.pop("execution", None)
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
