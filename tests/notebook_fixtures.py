@@ -150,9 +150,8 @@ def pictures(cell: nbformat.NotebookNode) -> list[np.ndarray]:
 
 def is_blank(picture_YXC: np.ndarray) -> bool:
     """Whether a picture shows next to nothing: hardly a pixel in a hundred is of another colour than the most usual."""
-    flat = picture_YXC.reshape(-1, 3)
-    _, counts = np.unique(flat, axis=0, return_counts=True)
-    return bool(counts.max() > 0.99 * len(flat))
+    colours_P = picture_YXC.reshape(-1, 3).astype(np.int64) @ (65536, 256, 1)
+    return bool(np.unique(colours_P, return_counts=True)[1].max() > 0.99 * len(colours_P))
 
 
 def digest(notebook: nbformat.NotebookNode) -> str:
