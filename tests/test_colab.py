@@ -149,7 +149,11 @@ RUNS = {
 
 
 def _run(name: str, folder: Path, environment: dict[str, str] | None = None) -> Executed:
-    executed = execute(load(name), folder, RUNS[name], environment)
+    """A notebook run in `folder`; programs compiled for one of them are there for the next."""
+    programs = {
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "programs"))
+    }
+    executed = execute(load(name), folder, RUNS[name], programs | (environment or {}))
     assert not noise(executed.notebook)
     return executed
 
