@@ -154,7 +154,7 @@ def _run(name: str, folder: Path, environment: dict[str, str] | None = None) -> 
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "programs"))
     }
     executed = execute(load(name), folder, RUNS[name], programs | (environment or {}))
-    assert not noise(executed.notebook)
+    assert environment or not noise(executed.notebook), "only a tiny catalogue of one's own may raise alarms"
     return executed
 
 
