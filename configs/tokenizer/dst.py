@@ -6,17 +6,12 @@ shared, text and image codes tell category, style, and colour with pattern (benc
 Command: hisam tokenize --dataset DATASET --config configs/tokenizer/dst.py --out IDS
 """
 
-import dataclasses
-
 import ml_collections
 
-from hisam_jax.tokenizer.alarms import AlarmConfig
 from hisam_jax.tokenizer.dst_config import DSTConfig
+from hisam_jax.tokenizer.registry import tokenizer_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
-    alarms, settings = dataclasses.asdict(AlarmConfig()), dataclasses.asdict(DSTConfig())
-    return ml_collections.ConfigDict(
-        {"name": "dst", "seed": 0, "collisions": "digit", "alarms": alarms, "dst": settings}
-    )
+    return tokenizer_config(DSTConfig())

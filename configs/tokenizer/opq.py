@@ -6,17 +6,12 @@ Hardware: 2 CPU cores. Wall time: a minute for ten thousand items.
 Command: hisam tokenize --dataset DATASET --config configs/tokenizer/opq.py --out IDS
 """
 
-import dataclasses
-
 import ml_collections
 
-from hisam_jax.tokenizer.alarms import AlarmConfig
 from hisam_jax.tokenizer.opq import OPQConfig
+from hisam_jax.tokenizer.registry import tokenizer_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
-    settings, alarms = dataclasses.asdict(OPQConfig()), dataclasses.asdict(AlarmConfig())
-    return ml_collections.ConfigDict(
-        {"name": "opq", "seed": 0, "collisions": "digit", "alarms": alarms, "opq": settings}
-    )
+    return tokenizer_config(OPQConfig())

@@ -8,17 +8,12 @@ Hardware: 2 CPU cores. Wall time: seconds for ten thousand items, a minute for t
 Command: hisam tokenize --dataset DATASET --config configs/tokenizer/qarm.py --out IDS
 """
 
-import dataclasses
-
 import ml_collections
 
-from hisam_jax.tokenizer.alarms import AlarmConfig
 from hisam_jax.tokenizer.qarm_codes import QarmConfig
+from hisam_jax.tokenizer.registry import tokenizer_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
-    settings, alarms = dataclasses.asdict(QarmConfig()), dataclasses.asdict(AlarmConfig())
-    return ml_collections.ConfigDict(
-        {"name": "qarm", "seed": 0, "collisions": "digit", "alarms": alarms, "qarm": settings}
-    )
+    return tokenizer_config(QarmConfig())

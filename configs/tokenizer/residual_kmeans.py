@@ -4,18 +4,12 @@ Hardware: 2 CPU cores. Wall time: seconds for ten thousand items.
 Command: hisam tokenize --dataset DATASET --config configs/tokenizer/residual_kmeans.py --out IDS
 """
 
-import dataclasses
-
 import ml_collections
 
-from hisam_jax.tokenizer.alarms import AlarmConfig
+from hisam_jax.tokenizer.registry import tokenizer_config
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeansConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
     """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
-    settings = dataclasses.asdict(ResidualKMeansConfig())
-    alarms = dataclasses.asdict(AlarmConfig())
-    return ml_collections.ConfigDict(
-        {"name": "residual_kmeans", "seed": 0, "collisions": "digit", "alarms": alarms, "residual_kmeans": settings}
-    )
+    return tokenizer_config(ResidualKMeansConfig())

@@ -5,17 +5,12 @@ Expected: every level at least 90 % used on real posters and titles.
 Command: hisam tokenize --dataset DATASET --config configs/tokenizer/rqvae.py --out IDS
 """
 
-import dataclasses
-
 import ml_collections
 
-from hisam_jax.tokenizer.alarms import AlarmConfig
+from hisam_jax.tokenizer.registry import tokenizer_config
 from hisam_jax.tokenizer.rqvae import RQVAEConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
     """`collisions`: digit, next_nearest, sinkhorn or none; `alarms.strict` ends a run that goes wrong."""
-    settings, alarms = dataclasses.asdict(RQVAEConfig()), dataclasses.asdict(AlarmConfig())
-    return ml_collections.ConfigDict(
-        {"name": "rqvae", "seed": 0, "collisions": "digit", "alarms": alarms, "rqvae": settings}
-    )
+    return tokenizer_config(RQVAEConfig())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import ml_collections
 import numpy as np
 
 from hisam_jax import plugins
 from hisam_jax.errors import UserError
+from hisam_jax.tokenizer.alarms import AlarmConfig
 from hisam_jax.tokenizer.base import FeatureMap, FittedTokenizer, PresentMap
 from hisam_jax.tokenizer.dst_config import DSTConfig
 from hisam_jax.tokenizer.dst_model import DSTModel
@@ -82,6 +85,28 @@ def entry(name: str) -> Entry:
     if name not in TOKENIZERS:
         raise UserError(f"unknown tokenizer {name!r}", field="name", expected=", ".join(TOKENIZERS))
     return TOKENIZERS[name]
+
+
+def tokenizer_config(
+    settings: Any, seed: int = 0, collisions: str = "digit", alarms: AlarmConfig | None = None
+) -> ml_collections.ConfigDict:
+    """What `tokenize` takes, every field in it: the tokenizer is the one whose settings these are.
+
+    Args:
+        settings: such as `DSTConfig(steps=500)`.
+        seed: of the fit.
+        collisions: digit, next_nearest, sinkhorn or none.
+        alarms: when training is reported as going wrong; `strict` ends it then.
+
+    Raises:
+        UserError: settings of no tokenizer.
+    """
+    name = next((name for name, entry in TOKENIZERS.items() if entry.config is type(settings)), None)
+    if name is None:
+        known = ", ".join(entry.config.__name__ for entry in TOKENIZERS.values())
+        raise UserError(f"a {type(settings).__name__}", field="settings", expected=f"one of {known}")
+    sections = {"alarms": dataclasses.asdict(alarms or AlarmConfig()), name: dataclasses.asdict(settings)}
+    return ml_collections.ConfigDict({"name": name, "seed": seed, "collisions": collisions, **sections})
 
 
 def item_features(model: FittedTokenizer, features: FeatureMap, present: PresentMap) -> dict[str, np.ndarray]:
