@@ -1,4 +1,4 @@
-"""Rows of items with their pictures as one figure, for notebooks: a catalogue, a history, what shares a code."""
+"""Rows of items with their pictures as one image, for notebooks: a catalogue, a history, what shares a code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -20,8 +21,17 @@ INK, MUTED, PAPER, MARK = "#222222", "#666666", "#eef0f2", "#d55e00"  # the last
 LETTERS, LINES = 17, 2  # of a caption
 
 
-def item_grid(dataset: Dataset, rows: Mapping[str, Sequence[int]], marked: Collection[int] = ()) -> Figure:
-    """A figure with one row of pictures for each entry of `rows`, titles below; a tile with the title lacks a picture.
+def item_grid(dataset: Dataset, rows: Mapping[str, Sequence[int]], marked: Collection[int] = ()) -> Image.Image:
+    """`item_figure` as an image of 256 colours, which a notebook shows whatever it draws with and which stays small."""
+    figure = item_figure(dataset, rows, marked)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return drawn.quantize(256, dither=Image.Dither.NONE)
+
+
+def item_figure(dataset: Dataset, rows: Mapping[str, Sequence[int]], marked: Collection[int] = ()) -> Figure:
+    """A figure with one row of pictures for each entry of `rows`, the items' titles below them.
 
     Args:
         dataset: whose items they are.
