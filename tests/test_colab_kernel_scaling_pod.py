@@ -167,7 +167,7 @@ def test_pod(tmp_path):
     assert "256 x TPU v5e" in told and f"{slice_['bytes_per_device']['total'] / 2**30:.2f} of 16" in told
     check_meshes(found.values)
     drawn(found, 'GiB on one device", yticks')
-    drawn(found, "a row of chips shares a copy")
+    drawn(found, "16 copies")
 
 
 @pytest.mark.slow
