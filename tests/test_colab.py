@@ -149,8 +149,12 @@ RUNS = {
 
 
 def _run(name: str, folder: Path, environment: dict[str, str] | None = None) -> Executed:
-    executed = execute(load(name), folder, RUNS[name], environment)
-    assert not noise(executed.notebook)
+    """A notebook run in `folder`; programs compiled for one of them are there for the next."""
+    programs = {
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "programs"))
+    }
+    executed = execute(load(name), folder, RUNS[name], programs | (environment or {}))
+    assert environment or not noise(executed.notebook), "only a tiny catalogue of one's own may raise alarms"
     return executed
 
 

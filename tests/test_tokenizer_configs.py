@@ -7,12 +7,13 @@ import dataclasses
 import ml_collections
 import pytest
 
-from hisam_jax.config import build
+from hisam_jax.config import build, load_config
 from hisam_jax.errors import UserError
 from hisam_jax.tokenizer import joined
 from hisam_jax.tokenizer.alarm_causes import Evidence
+from hisam_jax.tokenizer.alarms import AlarmConfig
 from hisam_jax.tokenizer.dst_config import DSTConfig, make_layout
-from hisam_jax.tokenizer.registry import TOKENIZERS
+from hisam_jax.tokenizer.registry import TOKENIZERS, tokenizer_config
 
 BAD_SIZES = [(), (0,), (8, -1), (8.0,), (True,), 8, None, "88"]
 NAN = float("nan")
@@ -93,6 +94,20 @@ def test_settings_come_back_from_a_config_section_and_from_json(section):
     assert joined.read_config(type(cfg), as_read) == cfg
     for values in (dataclasses.asdict(cfg), as_read):
         assert build(type(cfg), ml_collections.ConfigDict(values), section) == cfg
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_config_is_made_of_settings_and_gives_them_back(name):
+    settings = TOKENIZERS[name].config()
+    config = tokenizer_config(settings, seed=3, collisions="none", alarms=AlarmConfig(strict=True))
+    assert (config.name, config.seed, config.collisions, config.alarms.strict) == (name, 3, "none", True)
+    assert build(type(settings), config[name], name) == settings
+    assert load_config(f"configs/tokenizer/{name}.py") == tokenizer_config(settings)
+
+
+def test_settings_of_no_tokenizer_are_refused():
+    with pytest.raises(UserError, match="a AlarmConfig.*DSTConfig"):
+        tokenizer_config(AlarmConfig())
 
 
 def test_sizes_of_a_modality_may_come_as_lists():
