@@ -211,7 +211,7 @@ def test_a_mesh_of_devices_that_are_not_here_splits_the_state():
     )
     assert whole["parameters"] == 4 * sum(counted_parameters())
     for parts in (split, tensor):
-        assert whole["parameters"] / 8 <= parts["parameters"] < 1.1 * whole["parameters"] / 8
+        assert whole["parameters"] / 8 <= parts["parameters"] < 1.25 * whole["parameters"] / 8
         assert parts["optimizer"] == 2 * parts["parameters"] + 8 and parts["catalogue"] < whole["catalogue"] / 7
 
 
