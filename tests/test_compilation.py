@@ -67,6 +67,11 @@ REFUSED = (
     "available HBM (15.75G)."
 )
 
+SMALL = {
+    "data.rows": "16", "data.streams": "4", "data.items_per_row": "16", "data.window": "16", "model.layers": "1",
+    "model.remat": "none", "catalogue.items": "5000",
+}  # fmt: skip
+
 
 def compiled(*arguments: str) -> dict:
     done = subprocess.run(
@@ -179,6 +184,42 @@ def test_what_cannot_be_compiled_for_is_refused(topology, mesh, match):
         report.compile_report(load_config(ROOT / "configs" / "hmat_10m.py"), topology, mesh)
 
 
+@pytest.mark.parametrize(
+    ("topology", "mesh", "match"),
+    [("v9:2x2", None, "v5e:16x16"), ("v5e:16x16", "data=3", "256"), ("v5e:4x4", "fsdp=2,tensor=8", "heads")],
+)
+def test_what_cannot_be_is_not_counted_either(topology, mesh, match):
+    with pytest.raises(UserError, match=match):
+        report.count_report(load_config(ROOT / "configs" / "hmat_10m.py"), topology, mesh)
+
+
+def test_without_a_compiler_all_but_temporaries_and_traffic_is_known(monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered, options: answer(None))
+    compiled = small_report(monkeypatch)
+    counted = report.count_report(load_config(ROOT / "configs" / "hmat_10m.py", SMALL), "v5e:1x1")
+    for name in ("topology", "chip", "devices", "mesh", "parameters", "flops_per_step", "tokens_per_step"):
+        assert counted[name] == compiled[name], name
+    kinds = ("parameters", "optimizer", "catalogue", "batch")
+    assert [counted["bytes_per_device"][k] for k in kinds] == [compiled["bytes_per_device"][k] for k in kinds]
+    assert counted["bytes_per_device"]["total"] == sum(counted["bytes_per_device"][k] for k in kinds)
+
+
+def test_a_mesh_of_devices_that_are_not_here_splits_the_state():
+    whole, split, tensor = (
+        report.count_report(load_config(ROOT / "configs" / "hmat_10m.py", SMALL), "v5e:2x4", mesh)["bytes_per_device"]
+        for mesh in ("data=8", "fsdp=8", "fsdp=2,tensor=4")
+    )
+    assert whole["parameters"] == 4 * sum(counted_parameters())
+    for parts in (split, tensor):
+        assert whole["parameters"] / 8 <= parts["parameters"] < 1.25 * whole["parameters"] / 8
+        assert parts["optimizer"] == 2 * parts["parameters"] + 8 and parts["catalogue"] < whole["catalogue"] / 7
+
+
+def counted_parameters() -> list[int]:
+    found = report.count_report(load_config(ROOT / "configs" / "hmat_10m.py", SMALL), "v5e:1x1")
+    return list(found["parameters"].values())
+
+
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v5p:1x1x1"])
 def test_one_chip_is_a_topology(topology):
     pytest.importorskip("libtpu")
@@ -233,9 +274,7 @@ def small_report(monkeypatch) -> dict:
     """The report of a small step on one device."""
     chip = Target("v5e:1x1", CHIPS["v5e"], tuple(jax.devices()[:1]), "tpu")
     monkeypatch.setattr(report, "target", lambda name: chip)
-    small = {"data.rows": "16", "data.streams": "4", "data.items_per_row": "16", "data.window": "16"}
-    small |= {"model.layers": "1", "model.remat": "none", "catalogue.items": "5000"}
-    return report.compile_report(load_config(ROOT / "configs" / "hmat_10m.py", small), "v5e:1x1")
+    return report.compile_report(load_config(ROOT / "configs" / "hmat_10m.py", SMALL), "v5e:1x1")
 
 
 def test_a_config_without_a_catalogue_is_refused():

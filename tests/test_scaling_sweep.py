@@ -288,6 +288,18 @@ def test_a_mistake_on_the_command_line_is_one_line(line, said, tmp_path, capsys)
     assert captured.err.startswith("hisam: error: ") and captured.err.count("\n") == 1 and said in captured.err
 
 
+def test_ids_come_with_their_dataset(tmp_path):
+    with pytest.raises(UserError, match="dataset") as caught:
+        scale(load_config(TINY), TINY, tmp_path, ids=tmp_path / "ids")
+    assert caught.value.field == "ids"
+
+
+def test_a_cell_in_this_process_raises_what_is_wrong_with_it(tmp_path):
+    missing = tmp_path / "no-such-dataset"
+    with pytest.raises(UserError, match="no-such-dataset"):
+        scale(load_config(TINY), TINY, tmp_path, dataset=missing, ids=missing, here=True)
+
+
 def test_list_prints_a_line_a_cell(capsys):
     assert cli.main(["scale", str(TINY), "--list"]) == 0
     assert capsys.readouterr().out.splitlines() == list_cells(load_config(TINY))
@@ -327,3 +339,7 @@ def test_a_killed_sweep_goes_on_to_the_same_cells(tmp_path):
         assert ours["spent"] == pytest.approx(ours["flops"], rel=0.05)
         assert ours["oracle"] < ours["loss"]["value"] < 1.1 * math.log(100)
     assert (out / "scale.md").is_file() and result["left"] == 0 and not result["failed"]
+    ids, config_file = tmp_path / "whole" / "ids" / "data" / "ids", tmp_path / "sweep.py"
+    inside = scale(load_config(config_file), config_file, tmp_path / "here", dataset=dataset, ids=ids, here=True)
+    assert [cell["loss"] for cell in inside["cells"]] == [cell["loss"] for cell in whole["cells"]]
+    assert not (tmp_path / "here" / "ids").exists()

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from hisam_jax.compilation import collectives, steps
-from hisam_jax.compilation.topology import Target, target
+from hisam_jax.compilation.topology import Target, chips_of, target
 from hisam_jax.config import build
 from hisam_jax.errors import UserError
 from hisam_jax.scaling.flops import Vocabulary, forward_flops, train_flops
@@ -45,6 +47,36 @@ def compile_report(
     return {**report, "serving": _serving(serving, configs, vocabulary, where, serving_rows)}
 
 
+def count_report(config: Mapping[str, Any], topology: str, mesh: str | None = None) -> dict[str, Any]:
+    """What of `compile_report` needs no compiler: bytes of all but temporaries, and operations; in a second.
+
+    Args:
+        config, topology, mesh: as `compile_report` has them.
+
+    Raises:
+        UserError: an unknown topology, a mesh that does not divide devices or model, a config without `catalogue`.
+    """
+    chip, devices = chips_of(topology)
+    configs, vocabulary = configs_for(config, topology, mesh)
+    sizes = dict(zip(AXES, configs.mesh.sizes(devices), strict=True))
+    check_split(configs, sizes)
+    kinds = (jax.sharding.AxisType.Explicit,) * len(AXES)
+    arguments = steps.train_arguments(
+        configs, vocabulary, jax.sharding.AbstractMesh(tuple(sizes.values()), AXES, axis_types=kinds)
+    )
+    memory = {name: steps.held(tree) for name, tree in steps.kinds_of(*arguments).items()}
+    return {
+        "topology": topology,
+        "chip": chip.name,
+        "devices": devices,
+        "mesh": sizes,
+        "parameters": steps.count(arguments[0].params),
+        "bytes_per_device": {**memory, "total": sum(memory.values()), "capacity": chip.memory},
+        "flops_per_step": _operations(configs, vocabulary, devices),
+        "tokens_per_step": _tokens(configs, vocabulary),
+    }
+
+
 def configs_for(config: Mapping[str, Any], topology: str, mesh: str | None) -> tuple[Configs, Vocabulary]:
     """The sections as they hold for `topology`, and the catalogue's sizes."""
     config = {name: _plain(section) for name, section in config.items()}
@@ -78,11 +110,8 @@ def _training(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict[s
     sizes = dict(zip(AXES, configs.mesh.sizes(len(where.devices)), strict=True))
     check_split(configs, sizes)
     program = steps.train_step(configs, vocabulary, make_mesh(configs.mesh, where.devices))
-    data, devices = configs.data, len(where.devices)
-    lengths = [data.window] * (data.rows * data.items_per_row // data.window)
-    useful = train_flops(configs.model, vocabulary, lengths)
-    forward = forward_flops(configs.model, vocabulary, lengths)
-    again = forward["blocks"] + forward["attention"] if configs.model.remat == "all" else 0
+    devices = len(where.devices)
+    operations = _operations(configs, vocabulary, devices)
     text = program.compiled.as_text() if program.compiled else ""
     traffic = collectives.traffic(text) if program.compiled else None
     memory = program.bytes()
@@ -94,14 +123,30 @@ def _training(configs: Configs, vocabulary: Vocabulary, where: Target) -> dict[s
         "mesh": sizes,
         "parameters": dict(program.parameters),
         "bytes_per_device": {**memory, "total": total, "capacity": where.chip.memory},
-        "flops_per_step": {"useful": useful, "recomputed": again, "per_device": (useful + again) // devices},
+        "flops_per_step": operations,
         "kernels": sum(text.count(f'custom_call_target="{name}') for name in PALLAS),
         "collective_bytes_per_step": traffic and {**traffic.bytes, "total": traffic.total},
         "collective_calls_per_step": traffic and dict(traffic.calls),
-        "floor_seconds": _floor(useful + again, memory, traffic and traffic.total, where),
-        "tokens_per_step": data.rows * data.items_per_row * configs.model.tokens(len(vocabulary.levels)),
+        "floor_seconds": _floor(
+            operations["useful"] + operations["recomputed"], memory, traffic and traffic.total, where
+        ),
+        "tokens_per_step": _tokens(configs, vocabulary),
         "fits": program.compiled is not None and total <= USABLE * where.chip.memory,
     }
+
+
+def _operations(configs: Configs, vocabulary: Vocabulary, devices: int) -> dict[str, int]:
+    """Of a training step over full rows."""
+    data = configs.data
+    lengths = [data.window] * (data.rows * data.items_per_row // data.window)
+    useful = train_flops(configs.model, vocabulary, lengths)
+    forward = forward_flops(configs.model, vocabulary, lengths)
+    again = forward["blocks"] + forward["attention"] if configs.model.remat == "all" else 0
+    return {"useful": useful, "recomputed": again, "per_device": (useful + again) // devices}
+
+
+def _tokens(configs: Configs, vocabulary: Vocabulary) -> int:
+    return configs.data.rows * configs.data.items_per_row * configs.model.tokens(len(vocabulary.levels))
 
 
 def _floor(flops: int, memory: Mapping[str, int], sent: int | None, where: Target) -> dict[str, float | str]:

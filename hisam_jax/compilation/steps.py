@@ -78,20 +78,32 @@ def batch_shapes(configs: Configs, levels: int, mesh: jax.sharding.Mesh) -> dict
     return {**batch, "codes": _shape(mesh, SPECS.batch, jnp.int32, rows, items, levels)}
 
 
-def train_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Program:
-    """The step that `hisam train` runs, for `mesh`."""
+def train_arguments(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh):
+    """Shapes of a training step's state, batch and item tables as they lie on `mesh`; no device is needed."""
     frozen = frozen_shapes(vocabulary, mesh)
     batch = batch_shapes(configs, len(vocabulary.levels), mesh)
-    model = model_of(configs, vocabulary)
-    loss_fn, init_fn = make_objective(model, None, None)
+    _, init_fn = make_objective(model_of(configs, vocabulary), None, None)
+    optimizer = make_optimizer(configs.training.optimizer, configs.training.steps)
+    with jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh)):
+        state = jax.eval_shape(lambda *args: init_state(init_fn, optimizer, 0, *args), batch, frozen)
+    return on_devices(state, mesh), batch, frozen
+
+
+def kinds_of(state: Any, batch: Any, frozen: Frozen) -> dict[str, Any]:
+    """What a training step is given, by the kinds that its bytes are told of."""
+    return {"parameters": state.params, "optimizer": state.opt_state, "catalogue": frozen, "batch": batch}
+
+
+def train_step(configs: Configs, vocabulary: Vocabulary, mesh: jax.sharding.Mesh) -> Program:
+    """The step that `hisam train` runs, for `mesh`."""
+    state, batch, frozen = train_arguments(configs, vocabulary, mesh)
+    loss_fn, _ = make_objective(model_of(configs, vocabulary), None, None)
     optimizer = make_optimizer(configs.training.optimizer, configs.training.steps)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda *args: init_state(init_fn, optimizer, 0, *args), batch, frozen)
-        state = on_devices(state, mesh)
         step = make_train_step(loss_fn, optimizer, configs.training.accumulate, with_totals)
         lowered = jax.jit(step, donate_argnums=0).trace(state, batch, frozen).lower()
         compiled, needed = compile_for(lowered, mesh)
-    kinds = {"parameters": state.params, "optimizer": state.opt_state, "catalogue": frozen, "batch": batch}
+    kinds = kinds_of(state, batch, frozen)
     return Program(compiled, {name: held(tree) for name, tree in kinds.items()}, count(state.params), needed)
 
 

@@ -61,14 +61,29 @@ def target(name: str) -> Target:
     Raises:
         UserError: an unknown kind or shape; libtpu or the CUDA plugin is not installed.
     """
+    kind, shape = _parsed(name)
+    platform = "gpu" if kind.startswith("h") else "tpu"
+    devices = (_gpus if platform == "gpu" else _tpus)(name, shape)
+    return Target(name, CHIPS[kind], tuple(devices), platform)
+
+
+def chips_of(name: str) -> tuple[Chip, int]:
+    """The chip of a target and how many of it there are; asks no compiler whether such a slice exists.
+
+    Raises:
+        UserError: an unknown kind or shape.
+    """
+    kind, shape = _parsed(name)
+    return CHIPS[kind], math.prod(map(int, shape.split("x")))
+
+
+def _parsed(name: str) -> tuple[str, str]:
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
         known = " or ".join(f"{each}:{'8' if each.startswith('h') else '4x4x4' if each in ('v4', 'v5p') else '16x16'}"
                             for each in CHIPS)  # fmt: skip
         raise UserError(f"value {name!r}", field="--topology", expected=known)
-    platform = "gpu" if kind.startswith("h") else "tpu"
-    devices = (_gpus if platform == "gpu" else _tpus)(name, shape)
-    return Target(name, CHIPS[kind], tuple(devices), platform)
+    return kind, shape
 
 
 def _tpus(name: str, shape: str) -> list[Any]:

@@ -32,7 +32,9 @@ from hisam_jax.comparison.inputs import Inputs
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
 from hisam_jax.paths import output_path
+from hisam_jax.progress import progress
 from hisam_jax.scaling import fits, page, plots
+from hisam_jax.scaling.cell import run_cell
 from hisam_jax.scaling.frontier import Target
 from hisam_jax.scaling.law import FEWEST_CELLS
 from hisam_jax.scaling.sweep import Cell, Sweep, chosen
@@ -51,6 +53,7 @@ class Yard:
         config: the sweep's file: configs that it names are found beside it.
         raw: folder of raw data, what `{data}` stands for.
         given: the dataset where it is prepared already.
+        coded: its IDs where they are made already.
     """
 
     sweep: Sweep
@@ -58,12 +61,14 @@ class Yard:
     config: Path
     raw: Path | None = None
     given: Path | None = None
+    coded: Path | None = None
 
     def inputs(self) -> tuple[Path, Path]:
         """Dataset and IDs; made where they are not there."""
         given = {} if self.given is None else {"data": self.given}
         inputs = Inputs(self.out, self.config, {"data": self.sweep.data}, self.raw, given, "")
-        return inputs.dataset("data"), inputs.ids("data", "ids", self.sweep.tokenizer, CHANGED)
+        dataset = inputs.dataset("data")
+        return dataset, self.coded or inputs.ids("data", "ids", self.sweep.tokenizer, CHANGED)
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that decides what a cell finds on its dataset, as JSON."""
@@ -117,6 +122,16 @@ class Yard:
             raise
         (folder / FAILED).unlink(missing_ok=True)
 
+    def run_here(self, cell: Cell) -> None:
+        """Does a cell in this process, or goes on with it; what it raises is not kept.
+
+        Raises:
+            UserError: as `run` and `run_cell`.
+        """
+        folder = self.out / cell.folder
+        check_same(folder / "task.json", self.settings(cell), folder, CHANGED)
+        run_cell(folder, *map(str, self.inputs()))
+
     def again(self, cell: Cell, error: Failed) -> bool:
         """Whether a cell that failed is tried once more: not what would fail again, nor too often."""
         return error.code != MENDABLE and tries_of(self.out / cell.folder) < self.sweep.attempts
@@ -139,8 +154,10 @@ def scale(
     *,
     data: str | os.PathLike | None = None,
     dataset: str | os.PathLike | None = None,
+    ids: str | os.PathLike | None = None,
     only: Sequence[str] = (),
     jobs: int = 1,
+    here: bool = False,
     fits_only: bool = False,
     targets: Sequence[Target] = (),
 ) -> dict[str, Any]:
@@ -156,8 +173,11 @@ def scale(
         out: folder of dataset, IDs, cells and the page.
         data: folder of raw data, `{data}` in the sweep.
         dataset: a prepared dataset in place of preparing one.
+        ids: its IDs, in place of making them by the sweep's tokenizer; only with `dataset`.
         only: cells to run, by name or number; empty: all. The page shows all that is done.
         jobs: cells at a time, each on its share of the cores.
+        here: cells one after another in this process, whatever `jobs` says: for a notebook, whose process holds the
+            accelerator and lets no other have it. An error of a cell is raised and ends the sweep.
         fits_only: run nothing, write the page of what is done.
         targets: budgets that the page predicts for, see `scaling.frontier.Target`.
 
@@ -169,8 +189,10 @@ def scale(
     """
     sweep = Sweep.of(config)
     cells = chosen(sweep.cells(), only)
-    yard = Yard(sweep, output_path(out, "out"), Path(config_file), _path(data), _path(dataset))
-    failed = {} if fits_only else _work(yard, cells, jobs)
+    if ids is not None and dataset is None:
+        raise UserError("IDs without their dataset", field="ids", expected="dataset beside it")
+    yard = Yard(sweep, output_path(out, "out"), Path(config_file), _path(data), _path(dataset), _path(ids))
+    failed = {} if fits_only else _work_here(yard, cells) if here else _work(yard, cells, jobs)
     result = write_page(yard, targets)
     if fits_only:
         _check_fitted(result, yard.out)
@@ -194,6 +216,14 @@ def _work(yard: Yard, cells: Sequence[Cell], jobs: int) -> Mapping[Cell, str]:
     finally:
         if old is not None:
             signal.signal(signal.SIGTERM, old)
+
+
+def _work_here(yard: Yard, cells: Sequence[Cell]) -> Mapping[Cell, str]:
+    for cell in progress([cell for cell in cells if not yard.done(cell)], description="scale", unit="cell"):
+        with claim(yard.out / "locks" / f"cells-{cell.name}.lock", wait=True):
+            if not yard.done(cell):
+                yard.run_here(cell)
+    return {}
 
 
 def _leave(number: int, _: Any) -> None:
