@@ -46,8 +46,9 @@ from pathlib import Path
 
 SOURCE = os.environ.get("HISAM_SOURCE", "")  # a folder, or git+https://... of a clone of hisam_jax
 
-if any(importlib.util.find_spec(name) is None for name in ("hisam_jax", "flax", "polars")):
-    folders = [Path.cwd(), *Path.cwd().parents]
+found = {name: importlib.util.find_spec(name) for name in ("hisam_jax", "flax", "polars")}
+if any(spec is None or spec.origin is None for spec in found.values()):  # a folder of that name is no package
+    folders = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*/")]
     checkouts = [str(folder) for folder in folders if (folder / "hisam_jax" / "__init__.py").is_file()]
     source = SOURCE or next(iter(checkouts), "")
     if not source:
@@ -55,8 +56,11 @@ if any(importlib.util.find_spec(name) is None for name in ("hisam_jax", "flax", 
             "hisam_jax is not installed and this notebook does not lie in a checkout of it. Set SOURCE above (or the "
             "environment variable HISAM_SOURCE) to a folder that holds a clone, or to git+https://... of one."
         )
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
+    pip = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], capture_output=True, text=True)
+    if pip.returncode:
+        raise SystemExit(f"{source} could not be installed: {pip.stderr.strip()}")
     importlib.invalidate_caches()
+    sys.modules.pop("hisam_jax", None)
     loaded = {name: sys.modules[name].__version__ for name in ("jax", "numpy") if name in sys.modules}
     if any(importlib.metadata.version(name) != version for name, version in loaded.items()):
         raise SystemExit("Installed. Restart the runtime, then run the notebook from its first cell.")
@@ -65,7 +69,9 @@ import jax
 
 import hisam_jax as hisam
 
-print(f"hisam_jax {hisam.__version__}, jax {jax.__version__}, devices: {jax.devices()}")\
+print(f"hisam_jax {hisam.__version__}, jax {jax.__version__}, devices: {jax.devices()}")
+if jax.default_backend() == "cpu" and Path("/dev/nvidia0").exists():
+    print("A GPU is here and JAX does not see it: pip install -U 'jax[cuda13]', then restart the runtime.")\
 """
 
 
@@ -155,20 +161,27 @@ def is_blank(picture_YXC: np.ndarray) -> bool:
 
 
 def digest(notebook: nbformat.NotebookNode) -> str:
-    """SHA-256 of all code: what the outputs of a notebook were made by."""
-    return hashlib.sha256("\0".join(cell.source for cell in code_cells(notebook)).encode()).hexdigest()
+    """SHA-256 of all code behind the install cell: what the outputs of a notebook were made by."""
+    return hashlib.sha256("\0".join(cell.source for cell in code_cells(notebook)[1:]).encode()).hexdigest()
 
 
 def claims(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, str]]:
     """Each number in bold of a text, with what the cells below it, up to the next text, print."""
     for place, cell in enumerate(notebook.cells):
-        numbers = re.findall(r"\*\*([−-]?\d[\d,.]*\d|\d)\s*%?\*\*", cell.source) if cell.cell_type == "markdown" else []
+        numbers = (
+            re.findall(r"\*\*([−-]?(?:\d[\d,.]*\d|\d)\s*%?)\*\*", cell.source) if cell.cell_type == "markdown" else []
+        )
         below = []
         for later in notebook.cells[place + 1 :]:
             if later.cell_type == "markdown":
                 break
             below.append(output_text(later))
-        yield from ((number, "\n".join(below)) for number in numbers)
+        yield from ((re.sub(r"\s", "", number), "\n".join(below)) for number in numbers)
+
+
+def printed(number: str, shown: str) -> bool:
+    """Whether a text shows this very number: not as a part of a longer one, and with its % where it has one."""
+    return re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", shown) is not None
 
 
 def noise(notebook: nbformat.NotebookNode) -> list[str]:
@@ -195,6 +208,8 @@ def write(name: str, notebook: nbformat.NotebookNode) -> None:
         "hisam": {"outputs_of": digest(notebook)},
     }
     nbformat.validate(notebook)
+    shown = "\n".join(output_text(cell) for cell in code_cells(notebook))
+    assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", shown), f"{name}: the name of this machine"
     nbformat.write(notebook, COLAB / f"{name}.ipynb")
 
 
@@ -211,9 +226,8 @@ def check_kept(name: str) -> None:
     _check_outputs(name, notebook)
     text = "\n".join([cell.source for cell in notebook.cells] + [output_text(cell) for cell in code_cells(notebook)])
     assert not re.search(r"(?<![\w.~:/<])/(home|work|tmp|root|Users|content|usr|opt|var)/", text), f"{name}: a path"
-    assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", text), f"{name}: the name of this machine"
     for number, shown in claims(notebook):
-        assert number in shown, f"{name}: the text says {number}, which no cell below it prints"
+        assert printed(number, shown), f"{name}: the text says {number}, which no cell below it prints"
 
 
 def _check_outputs(name: str, notebook: nbformat.NotebookNode) -> None:

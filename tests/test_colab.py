@@ -25,6 +25,7 @@ from notebook_fixtures import (
     load,
     noise,
     pictures,
+    printed,
 )
 from raw_fixtures import movielens_rows, write_movielens
 
@@ -59,7 +60,29 @@ def test_a_claim_that_no_cell_prints_is_found():
     assert number in shown
     place = next(i for i, cell in enumerate(notebook.cells) if f"**{number}" in cell.source)
     notebook.cells[place].source = notebook.cells[place].source.replace(f"**{number}", "**987654", 1)
-    assert any(number == "987654" and number not in shown for number, shown in claims(notebook))
+    assert any(number == "987654" and not printed(number, shown) for number, shown in claims(notebook))
+
+
+@pytest.mark.parametrize(
+    ("number", "shown", "told"),
+    [
+        ("0.31", "about 0.31.", True), ("0.31", "0.312", False), ("3", "13 of 30", False), ("3", "(3)", True),
+        ("12%", "12% of all", True), ("12%", "12 of all", False), ("1,200", "7,200 and 1,200 KiB", True),
+        ("200", "1,200", False),
+    ],
+)  # fmt: skip
+def test_a_number_is_printed_only_as_itself(number, shown, told):
+    assert printed(number, shown) is told
+
+
+def test_a_clone_beside_the_notebook_is_taken_for_what_to_install_and_not_for_the_package(tmp_path):
+    """A folder named hisam_jax is a namespace package to Python: nothing to import from."""
+    (tmp_path / "hisam_jax" / "hisam_jax").mkdir(parents=True)
+    (tmp_path / "hisam_jax" / "hisam_jax" / "__init__.py").touch()
+    python = _environment(tmp_path / "bare", "--without-pip")
+    done = _install(python, tmp_path, {})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{tmp_path / 'hisam_jax'} could not be installed" in done.stderr
 
 
 def test_a_blank_picture_is_told_from_one_with_something_on_it():
@@ -260,6 +283,8 @@ def test_anatomy_the_term_keeps_leaks_small(anatomy):
         for result in (anatomy.values["told"], anatomy.values["without"])
     ]
     assert leaks[0] < 0.8 * leaks[1]
+    style = [anatomy.values[name]["text/0|style"]["value"] for name in ("told", "without")]
+    assert style[0] > style[1], "freed of the kind, the text code tells more of the style"
 
 
 @pytest.mark.slow

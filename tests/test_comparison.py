@@ -89,6 +89,10 @@ def test_metrics_are_means_over_users_and_seeds():
         assert found[f"{name}/gauc"]["value"] == pytest.approx(np.mean(by_seed))
         pooled = [ranking.auc(frame.label_E, scores.logits[name]) for scores in seeds]
         assert found[f"{name}/auc"]["value"] == pytest.approx(np.mean(pooled))
+    whole = statistics.metrics(seeds, frame, Bootstrap(100), "cold_user")  # in one request a user is cold or is not
+    first = np.repeat(frame.of_E["cold_user"][::3], 3)
+    of_users = [ranking.gauc(frame.label_E[first], s.logits["request"][first], frame.rated_E[first]) for s in seeds]
+    assert whole["request/gauc"]["value"] == pytest.approx(np.mean(of_users))
     group = statistics.metrics(seeds, frame, Bootstrap(100), "cold_item")
     of = frame.of_T["cold_item"]
     plain = np.mean([np.mean(scores.ranks["retrieval"].unmasked_T[of] <= 5) for scores in seeds])

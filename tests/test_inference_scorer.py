@@ -125,7 +125,15 @@ def test_candidates_of_many_histories_are_those_of_each(switches, monkeypatch):
         scorer.clicks_for(history, items) for history, items in zip(histories, candidates, strict=True) if len(items)
     ]
     monkeypatch.setattr("hisam_jax.inference.scorer.TOGETHER", 8)  # several parts for the longest
+    offered, widths = scorer._candidates, []
+
+    def watched(batch, gap_B):
+        score = offered(batch, gap_B)
+        return lambda item_BC: widths.append(item_BC.shape[1]) or score(item_BC)
+
+    monkeypatch.setattr(scorer, "_candidates", watched)
     got = scorer.clicks_after(histories, candidates, [0.0] * len(histories))
+    assert len(widths) >= ITEMS // 8 and max(widths) == 8
     assert [len(logits) for logits in got] == [len(items) for items in candidates]
     for mine, theirs in zip((logits for logits in got if len(logits)), want, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)

@@ -88,7 +88,9 @@ def _baseline(file: Mapping[str, np.ndarray], name: str) -> Scores:
     ranks = {}
     if f"{name}/masked" in file:
         ranks["retrieval"] = Ranks(file[f"{name}/masked"], file[f"{name}/unmasked"])
-    return Scores(ranks, {kind: file[f"{name}/{kind}"] for kind in LOGITS if f"{name}/{kind}" in file})
+    names = {"ranking": "logits"} if f"{name}/logits" in file else {}  # of a comparison from before requests
+    keys = {kind: f"{name}/{names.get(kind, kind)}" for kind in LOGITS}
+    return Scores(ranks, {kind: file[key] for kind, key in keys.items() if key in file})
 
 
 def load_scores(folder: Path, frame: Frame) -> Scores:

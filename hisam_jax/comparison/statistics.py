@@ -14,6 +14,7 @@ from hisam_jax.comparison.predictions import Frame, Scores
 from hisam_jax.evaluation import intervals, ranking, summary
 from hisam_jax.evaluation.intervals import Bootstrap, Interval
 from hisam_jax.evaluation.retrieval import Ranks
+from hisam_jax.evaluation.targets import first_of_user
 
 Table = dict[str, Interval]
 
@@ -37,7 +38,8 @@ def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: 
             if means[metric]:
                 found[f"{name}/{metric}"]["seeds"] = [float(values[metric].mean()) for values in by_seed]
     for name in logits_of(seeds):
-        found |= _ranking(name, [scores.logits[name][of_E] for scores in seeds], frame, of_E, bootstrap)
+        of = _of_request(frame, group) if name == "request" else of_E
+        found |= _ranking(name, [scores.logits[name][of] for scores in seeds], frame, of, bootstrap)
     return found
 
 
@@ -60,8 +62,9 @@ def differences(
         said = {} if other == name else {"list": other}
         found |= {f"{name}/{metric}": {**value, **said} for metric, value in table.items() if value}
     for name in logits_of([*ours, *theirs]):
-        sides = [[scores.logits[name][of_E] for scores in side] for side in (ours, theirs)]
-        found |= _ranking(name, sides[0], frame, of_E, bootstrap, sides[1])
+        of = _of_request(frame, group) if name == "request" else of_E
+        sides = [[scores.logits[name][of] for scores in side] for side in (ours, theirs)]
+        found |= _ranking(name, sides[0], frame, of, bootstrap, sides[1])
     return found
 
 
@@ -85,6 +88,12 @@ def _masks(frame: Frame, group: str | None) -> tuple[np.ndarray, np.ndarray]:
     if group is None:
         return np.ones(len(frame.user_T), bool), np.ones(len(frame.rated_E), bool)
     return frame.of_T[group], frame.of_E[group]
+
+
+def _of_request(frame: Frame, group: str | None) -> np.ndarray:
+    """Events of a group where a user's are candidates of one request, and the user is the same for all of them."""
+    of_E = _masks(frame, group)[1]
+    return of_E[first_of_user(frame.rated_E)] if group in ("cold_user", "warm_user") else of_E
 
 
 def _values(ranks: Ranks, of_T: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from hisam_jax.data.records import TRAIN
 from hisam_jax.evaluation import cold_start, retrieval, summary
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.item_knn import ItemKNNConfig, item_knn_scorer, tune_item_knn
-from hisam_jax.evaluation.targets import Events, RankingTargets, RetrievalTargets, retrieval_targets
+from hisam_jax.evaluation.targets import Events, RankingTargets, RetrievalTargets, first_of_user, retrieval_targets
 
 BASELINES = ("popularity", "item_knn", "item_mean", "item_mean_user_bias", "item_mean_recent_user_bias")
 ITEM_SMOOTHING = 5.0  # pseudo-events at the global mean
@@ -74,8 +74,7 @@ def score_baselines(
 ) -> BaselineScores:
     """Scores and ranks of every baseline; item mean only where there are ratings. ItemKNN is tuned on validation."""
     place_E = events.start_U1[ranking.user_E] + ranking.position_E
-    first_E = place_E[np.searchsorted(ranking.user_E, ranking.user_E)]  # of the user's targets, oldest first
-    scores = _ranking_scores(events, ranking, place_E)
+    scores, first_E = _ranking_scores(events, ranking, place_E), place_E[first_of_user(ranking.user_E)]
     requests = _ranking_scores(events, ranking, first_E) if ranking.several else {}
     config = tune_item_knn(events, retrieval_targets(events, "validation"), seed)
     rows_of = {"popularity": popularity(events)} | ({"item_mean": item_mean(events)} if events.rated_E.any() else {})
@@ -90,11 +89,12 @@ def baseline_tables(
 ) -> dict[str, dict]:
     """Each baseline's `{ranking, request, retrieval, cold{...}, config}`; what does not apply is absent."""
     tables: dict[str, dict] = {}
-    for kind, found in (("ranking", given.scores), ("request", given.requests)):
+    kinds = ("ranking", given.scores, ranking), ("request", given.requests, ranking.asked_at_once())
+    for kind, found, judged in kinds:
         for name, scores in found.items():
             logits, table = log_odds(scores), tables.setdefault(name, {"cold": {}})
             table[kind] = summary.ranking_summary(ranking.label_E, scores, ranking.user_E, bootstrap, logits)
-            table["cold"][kind] = cold_start.ranking_breakdown(scores, ranking, bootstrap, logits)
+            table["cold"][kind] = cold_start.ranking_breakdown(scores, judged, bootstrap, logits)
     for name, ranks in given.ranks.items():
         table = tables.setdefault(name, {"cold": {}})
         table["retrieval"] = summary.retrieval_summary(ranks, targets.user_T, bootstrap)

@@ -49,7 +49,9 @@ def item_figure(dataset: Dataset, rows: Mapping[str, Sequence[int]], marked: Col
     figure = Figure(figsize=size, dpi=80, facecolor="white")
     for down, (heading, items) in enumerate(rows.items()):
         top = size[1] - down * step
-        figure.text(0, (top - 0.06) / size[1], heading, va="top", color=INK, fontsize=9.5, fontweight="bold")
+        figure.text(
+            0, (top - 0.06) / size[1], heading, va="top", color=INK, fontsize=9.5, fontweight="bold", parse_math=False
+        )
         for across, item in enumerate(items):
             place = across * (WIDTH + GAP), top - HEADING - height, WIDTH, height
             axes = figure.add_axes(tuple(np.divide(place, (*size, *size))))
@@ -78,5 +80,5 @@ def _tile(axes: Axes, dataset: Dataset, item: int, marked: bool) -> None:
     else:
         axes.imshow(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(caption, color=MUTED, fontsize=6.5, labelpad=3)
+    axes.set_xlabel(caption, color=MUTED, fontsize=6.5, labelpad=3, parse_math=False)
     axes.spines[:].set(visible=marked, color=MARK, linewidth=3)

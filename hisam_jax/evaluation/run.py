@@ -76,7 +76,8 @@ def _model_tables(
         for name in ("ranking", "request") if rated.several else ("ranking",):
             logits = ways[name](run.scorer, run.reader, rated)
             result[name] = summary.ranking_summary(rated.label_E, logits, rated.user_E, bootstrap, logits)
-            result["cold"][name] = cold_start.ranking_breakdown(logits, rated, bootstrap, logits)
+            judged = rated.asked_at_once() if name == "request" else rated
+            result["cold"][name] = cold_start.ranking_breakdown(logits, judged, bootstrap, logits)
             arrays[f"{name}_logits"] = logits
     for head in _lists(run) if len(targets.user_T) else ():
         beams, cold_I = run.assembly.configs.evaluation.beams, run.events.train_count_I < COLD_ITEM_EVENTS

@@ -109,10 +109,20 @@ class RankingTargets:
         """Whether any user has more than one event, as one request asks for."""
         return len(np.unique(self.user_E)) < len(self.user_E)
 
+    def asked_at_once(self) -> RankingTargets:
+        """The same as candidates of one request a user: a user is as cold as the first of them finds the user."""
+        cold_user = self.cold.cold_user[first_of_user(self.user_E)]
+        return dataclasses.replace(self, cold=dataclasses.replace(self.cold, cold_user=cold_user))
+
     def take(self, rows: np.ndarray) -> RankingTargets:
         """The chosen events, in that order."""
         columns = (column[rows] for column in (self.user_E, self.position_E, self.item_E, self.label_E))
         return RankingTargets(*columns, self.cold.take(rows))
+
+
+def first_of_user(user_E: np.ndarray) -> np.ndarray:
+    """The place of each user's first event among events [E] that are ordered by user."""
+    return np.searchsorted(user_E, user_E)
 
 
 def load_events(dataset: Dataset) -> Events:

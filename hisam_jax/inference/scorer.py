@@ -20,7 +20,7 @@ from hisam_jax.tokenizer.trie import Trie
 
 ROWS = 64
 CANDIDATES = 512
-TOGETHER = 64  # candidates of each of many histories
+TOGETHER = 64  # candidates of each of many histories at a time
 LISTED = 100  # of a hybrid: no metric looks further
 HYBRID = {name: getattr(EngineConfig, name) for name in ("sharing", "cold", "cold_every")}  # as it is served
 
@@ -129,7 +129,7 @@ class Scorer:
             gap_B = np.zeros(self.rows, np.float32)
             gap_B[: len(rows)] = [gaps[index] for index in rows]
             offered = [candidates[index] for index in rows]
-            width = bucket(max(map(len, offered)), TOGETHER)
+            width = min(bucket(max(map(len, offered)), TOGETHER), TOGETHER)
             for index, logits in zip(rows, self._offered(batch, offered, gap_B, width), strict=True):
                 out[index] = logits
         return out

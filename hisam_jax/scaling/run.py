@@ -219,10 +219,13 @@ def _work(yard: Yard, cells: Sequence[Cell], jobs: int) -> Mapping[Cell, str]:
 
 
 def _work_here(yard: Yard, cells: Sequence[Cell]) -> Mapping[Cell, str]:
-    for cell in progress([cell for cell in cells if not yard.done(cell)], description="scale", unit="cell"):
-        with claim(yard.out / "locks" / f"cells-{cell.name}.lock", wait=True):
-            if not yard.done(cell):
-                yard.run_here(cell)
+    try:
+        for cell in progress([cell for cell in cells if not yard.done(cell)], description="scale", unit="cell"):
+            with claim(yard.out / "locks" / f"cells-{cell.name}.lock", wait=True):
+                if not yard.done(cell):
+                    yard.run_here(cell)
+    except Failed as error:
+        raise UserError(str(error), path=yard.out, field="data") from error
     return {}
 
 
