@@ -2,7 +2,8 @@
 
 Huber's loss of residuals of log L, L-BFGS from many starts. Intervals by a parametric bootstrap [ours]: normal noise of
 the residuals' spread at the sweep's own N and D, as these were chosen, not drawn, and as a fit that passes through some
-of its cells leaves residuals too small to draw from. The spread is itself drawn, as few cells tell it badly.
+of its cells leaves residuals too small to draw from. The spread is itself drawn, as few cells tell it badly; even
+so the intervals of single parameters hold a planted one somewhat less often than 95 % of the time.
 """
 
 from __future__ import annotations
