@@ -186,7 +186,14 @@ def test_what_cannot_be_compiled_for_is_refused(topology, mesh, match):
 
 @pytest.mark.parametrize(
     ("topology", "mesh", "match"),
-    [("v9:2x2", None, "v5e:16x16"), ("v5e:16x16", "data=3", "256"), ("v5e:4x4", "fsdp=2,tensor=8", "heads")],
+    [
+        ("v9:2x2", None, "v5e:16x16"),
+        ("v5e:16x16", "data=3", "256"),
+        ("v5e:4x4", "fsdp=2,tensor=8", "heads"),
+        ("v5e:0x4", None, "at least one device"),
+        ("h100:2x4", None, "a number of GPUs"),
+        ("h100:12", None, "a multiple"),
+    ],
 )
 def test_what_cannot_be_is_not_counted_either(topology, mesh, match):
     with pytest.raises(UserError, match=match):

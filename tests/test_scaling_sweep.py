@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import ml_collections
@@ -298,6 +299,18 @@ def test_a_cell_in_this_process_raises_what_is_wrong_with_it(tmp_path):
     missing = tmp_path / "no-such-dataset"
     with pytest.raises(UserError, match="no-such-dataset"):
         scale(load_config(TINY), TINY, tmp_path, dataset=missing, ids=missing, here=True)
+
+
+def test_a_sweep_over_given_ids_refuses_others(tmp_path, monkeypatch):
+    dataset, found = tiny_dataset(tmp_path / "data", users=20), {"first": "a", "second": "b"}
+    monkeypatch.setattr(
+        "hisam_jax.scaling.run.SemanticIDTable.load", lambda path: SimpleNamespace(checksum=found[path.name])
+    )
+    sweep, out = Sweep.of(load_config(TINY)), tmp_path / "out"
+    yards = [Yard(sweep, out, TINY, given=dataset.path, coded=tmp_path / name) for name in found]
+    assert yards[0].inputs() == yards[0].inputs() == (dataset.path, tmp_path / "first")
+    with pytest.raises(UserError, match="other settings.*table"):
+        yards[1].inputs()
 
 
 def test_list_prints_a_line_a_cell(capsys):

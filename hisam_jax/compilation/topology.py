@@ -83,6 +83,12 @@ def _parsed(name: str) -> tuple[str, str]:
         known = " or ".join(f"{each}:{'8' if each.startswith('h') else '4x4x4' if each in ('v4', 'v5p') else '16x16'}"
                             for each in CHIPS)  # fmt: skip
         raise UserError(f"value {name!r}", field="--topology", expected=known)
+    sizes = [int(size) for size in shape.split("x")]
+    if not all(sizes):
+        raise UserError(f"value {name!r}", field="--topology", expected="at least one device along every axis")
+    if kind.startswith("h") and (len(sizes) > 1 or (sizes[0] > BOX and sizes[0] % BOX)):
+        expected = f"a number of GPUs, past {BOX} a multiple of it"
+        raise UserError(f"value {name!r}", field="--topology", expected=expected)
     return kind, shape
 
 
@@ -94,12 +100,7 @@ def _tpus(name: str, shape: str) -> list[Any]:
 
 
 def _gpus(name: str, shape: str) -> list[Any]:
-    sizes = [int(size) for size in shape.split("x")]
-    if len(sizes) > 1 or (sizes[0] > BOX and sizes[0] % BOX):
-        raise UserError(
-            f"value {name!r}", field="--topology", expected=f"a number of GPUs, past {BOX} a multiple of it"
-        )
-    boxes, each = max(1, sizes[0] // BOX), min(sizes[0], BOX)
+    boxes, each = max(1, int(shape) // BOX), min(int(shape), BOX)
     layout = f"1x{boxes}x{each}"
     with _described(name, "the CUDA plugin at jax's version: pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt"):
         return topologies.get_topology_desc(

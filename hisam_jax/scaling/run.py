@@ -29,15 +29,18 @@ from hisam_jax.cells.processes import (
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import beside, flat
 from hisam_jax.comparison.inputs import Inputs
+from hisam_jax.data.dataset import read_manifest
 from hisam_jax.errors import UserError
-from hisam_jax.files import atomic_write
+from hisam_jax.files import atomic_write, sha256_of
 from hisam_jax.paths import output_path
 from hisam_jax.progress import progress
+from hisam_jax.remote import local
 from hisam_jax.scaling import fits, page, plots
 from hisam_jax.scaling.cell import run_cell
 from hisam_jax.scaling.frontier import Target
 from hisam_jax.scaling.law import FEWEST_CELLS
 from hisam_jax.scaling.sweep import Cell, Sweep, chosen
+from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 
 MENDABLE = 2  # the exit code of what will not go better next time
 CHANGED = "give another --out, or remove it"
@@ -68,7 +71,18 @@ class Yard:
         given = {} if self.given is None else {"data": self.given}
         inputs = Inputs(self.out, self.config, {"data": self.sweep.data}, self.raw, given, "")
         dataset = inputs.dataset("data")
-        return dataset, self.coded or inputs.ids("data", "ids", self.sweep.tokenizer, CHANGED)
+        ids = self.coded or inputs.ids("data", "ids", self.sweep.tokenizer, CHANGED)
+        if self.given or self.coded:
+            self._check_given(dataset, ids)
+        return dataset, ids
+
+    def _check_given(self, dataset: Path, ids: Path) -> None:
+        """Refuses others than the cells that are done were trained on."""
+        files = read_manifest(local(dataset, "dataset"))["files"]
+        table = SemanticIDTable.load(ids)
+        held = {"dataset": {"files": sha256_of(json.dumps(files, sort_keys=True))}, "ids": {"table": table.checksum}}
+        with claim(self.out / "locks" / "settings.lock", wait=True):
+            check_same(self.out / "inputs.json", held, self.out, CHANGED)
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that decides what a cell finds on its dataset, as JSON."""
@@ -220,6 +234,7 @@ def _work(yard: Yard, cells: Sequence[Cell], jobs: int) -> Mapping[Cell, str]:
 
 def _work_here(yard: Yard, cells: Sequence[Cell]) -> Mapping[Cell, str]:
     try:
+        yard.inputs()
         for cell in progress([cell for cell in cells if not yard.done(cell)], description="scale", unit="cell"):
             with claim(yard.out / "locks" / f"cells-{cell.name}.lock", wait=True):
                 if not yard.done(cell):
