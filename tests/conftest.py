@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any import of jax or matplotlib.
@@ -33,6 +35,14 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip("no public data sets: set HISAM_DATA to their folder")
     return root
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_file() -> Iterator[None]:
+    """Lets go of compiled programs with each file: one process that keeps the suite's has no memory maps left."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 LONGEST = (
