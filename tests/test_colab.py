@@ -234,7 +234,7 @@ def posters(request, tmp_path_factory) -> Executed:
 
 @pytest.mark.slow
 def test_posters_takes_the_folder_or_the_shop_to_the_end(posters, request):
-    values, own = posters.values, "folder" in request.node.name
+    values, own = posters.values, "[folder]" in request.node.name
     assert values["facts"]["source"] == ("movielens" if own else "shop")
     if own:
         assert values["facts"]["modalities"]["image"]["coverage"] == pytest.approx(0.75)
