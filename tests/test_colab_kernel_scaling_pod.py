@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from notebook_fixtures import claims, execute, is_blank, load, output_text, pictures
 
 from hisam_jax.chips import CHIPS
-from tests.notebook_fixtures import claims, execute, is_blank, load, output_text, pictures
 
 NAMES = ("anchor_attention", "scaling_laws", "tpu_pod_from_a_laptop")
 # Makes a Python that finds no compiler for other devices.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,7 @@ from hisam_jax.cells.processes import FAILED, Failed, check_same, execute, hisam
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Cell, Grid, beside, flat
 from hisam_jax.comparison.inputs import Inputs
-from hisam_jax.data.dataset import read_manifest
-from hisam_jax.files import sha256_of
-from hisam_jax.remote import local
+from hisam_jax.data.dataset import content_checksum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +54,7 @@ class Workshop:
         """
         folder = self.out / "frames" / name
         dataset = self.dataset(name)
-        files = read_manifest(local(dataset, "dataset"))["files"]
-        held = {"dataset": {"checksum": sha256_of(json.dumps(files, sort_keys=True))}}
+        held = {"dataset": {"checksum": content_checksum(dataset)}}
         hint = f"give the dataset that {name} was, or another --out"
         with claim(self.out / "locks" / "settings.lock", wait=True):
             check_same(self.out / "frames" / f"{name}.json", held, folder, hint)

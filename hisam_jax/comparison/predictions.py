@@ -88,9 +88,10 @@ def _baseline(file: Mapping[str, np.ndarray], name: str) -> Scores:
     ranks = {}
     if f"{name}/masked" in file:
         ranks["retrieval"] = Ranks(file[f"{name}/masked"], file[f"{name}/unmasked"])
-    names = {"ranking": "logits"} if f"{name}/logits" in file else {}  # of a comparison from before requests
-    keys = {kind: f"{name}/{names.get(kind, kind)}" for kind in LOGITS}
-    return Scores(ranks, {kind: file[key] for kind, key in keys.items() if key in file})
+    logits = {kind: file[f"{name}/{kind}"] for kind in LOGITS if f"{name}/{kind}" in file}
+    if f"{name}/logits" in file:  # of a comparison from before requests
+        logits["ranking"] = file[f"{name}/logits"]
+    return Scores(ranks, logits)
 
 
 def load_scores(folder: Path, frame: Frame) -> Scores:

@@ -28,7 +28,7 @@ def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: 
         bootstrap: resampling of the users.
         group: of targets and events; None: all.
     """
-    of_T, of_E = _masks(frame, group)
+    of_T = _targets(frame, group)
     found: Table = {}
     for name in lists_of(seeds):
         by_seed = [_values(scores.ranks[name], of_T) for scores in seeds]
@@ -38,8 +38,8 @@ def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: 
             if means[metric]:
                 found[f"{name}/{metric}"]["seeds"] = [float(values[metric].mean()) for values in by_seed]
     for name in logits_of(seeds):
-        of = _of_request(frame, group) if name == "request" else of_E
-        found |= _ranking(name, [scores.logits[name][of] for scores in seeds], frame, of, bootstrap)
+        of_E = _events(frame, group, name)
+        found |= _ranking(name, [scores.logits[name][of_E] for scores in seeds], frame, of_E, bootstrap)
     return found
 
 
@@ -51,7 +51,7 @@ def differences(
     A list that theirs lacks is held against their retrieval, or else the list of theirs that leads, as a model of one
     head is whole with it; its differences say so by `list`.
     """
-    of_T, of_E = _masks(frame, group)
+    of_T = _targets(frame, group)
     found: Table = {}
     their_lists = lists_of(theirs)
     for name in lists_of(ours) if their_lists else ():
@@ -62,9 +62,9 @@ def differences(
         said = {} if other == name else {"list": other}
         found |= {f"{name}/{metric}": {**value, **said} for metric, value in table.items() if value}
     for name in logits_of([*ours, *theirs]):
-        of = _of_request(frame, group) if name == "request" else of_E
-        sides = [[scores.logits[name][of] for scores in side] for side in (ours, theirs)]
-        found |= _ranking(name, sides[0], frame, of, bootstrap, sides[1])
+        of_E = _events(frame, group, name)
+        sides = [[scores.logits[name][of_E] for scores in side] for side in (ours, theirs)]
+        found |= _ranking(name, sides[0], frame, of_E, bootstrap, sides[1])
     return found
 
 
@@ -84,16 +84,16 @@ def significant(difference: Interval) -> bool:
     return low > 0 or high < 0
 
 
-def _masks(frame: Frame, group: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _targets(frame: Frame, group: str | None) -> np.ndarray:
+    return np.ones(len(frame.user_T), bool) if group is None else frame.of_T[group]
+
+
+def _events(frame: Frame, group: str | None, name: str) -> np.ndarray:
+    """Rated events of a group; where a user's are candidates of one request, the user is the same for all of them."""
     if group is None:
-        return np.ones(len(frame.user_T), bool), np.ones(len(frame.rated_E), bool)
-    return frame.of_T[group], frame.of_E[group]
-
-
-def _of_request(frame: Frame, group: str | None) -> np.ndarray:
-    """Events of a group where a user's are candidates of one request, and the user is the same for all of them."""
-    of_E = _masks(frame, group)[1]
-    return of_E[first_of_user(frame.rated_E)] if group in ("cold_user", "warm_user") else of_E
+        return np.ones(len(frame.rated_E), bool)
+    of_user = name == "request" and group in ("cold_user", "warm_user")
+    return frame.of_E[group][first_of_user(frame.rated_E)] if of_user else frame.of_E[group]
 
 
 def _values(ranks: Ranks, of_T: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from hisam_jax.data.records import VALIDATION, UserSequence, decode
 from hisam_jax.errors import UserError
-from hisam_jax.files import sha256_file
+from hisam_jax.files import sha256_file, sha256_of
 from hisam_jax.remote import local
 
 FORMAT_VERSION = 1
@@ -146,6 +146,11 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"dataset format {version!r}", path=file, field="format_version", expected=str(FORMAT_VERSION), hint=_AGAIN
         )
     return manifest
+
+
+def content_checksum(path: str | Path) -> str:
+    """SHA-256 over the checksums of a prepared dataset's files: what it is, wherever it lies."""
+    return sha256_of(json.dumps(read_manifest(local(path, "dataset"))["files"], sort_keys=True))
 
 
 def check_files(root: str | Path, files: Mapping[str, str], verify: bool = True) -> None:

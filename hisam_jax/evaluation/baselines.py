@@ -73,9 +73,7 @@ def score_baselines(
     events: Events, ranking: RankingTargets, targets: RetrievalTargets, seed: int = 0
 ) -> BaselineScores:
     """Scores and ranks of every baseline; item mean only where there are ratings. ItemKNN is tuned on validation."""
-    place_E = events.start_U1[ranking.user_E] + ranking.position_E
-    scores, first_E = _ranking_scores(events, ranking, place_E), place_E[first_of_user(ranking.user_E)]
-    requests = _ranking_scores(events, ranking, first_E) if ranking.several else {}
+    scores, requests = _ranking_scores(events, ranking)
     config = tune_item_knn(events, retrieval_targets(events, "validation"), seed)
     rows_of = {"popularity": popularity(events)} | ({"item_mean": item_mean(events)} if events.rated_E.any() else {})
     ranks = {name: _rank_constant(row, targets) for name, row in rows_of.items()}
@@ -103,15 +101,19 @@ def baseline_tables(
     return tables
 
 
-def _ranking_scores(events: Events, ranking: RankingTargets, read_E: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of the targets, a user's bias being what it was before the events `read_E`."""
+def _ranking_scores(events: Events, ranking: RankingTargets) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores of the targets, a user's bias being what it was before each; and before the first of the user's."""
     if not len(ranking.item_E):
-        return {}
+        return {}, {}
     mean_I = item_mean(events)
-    scores = {"item_mean": mean_I[ranking.item_E]}
+    place_E = events.start_U1[ranking.user_E] + ranking.position_E
+    first_E = place_E[first_of_user(ranking.user_E)]
+    mean_E = mean_I[ranking.item_E]
+    scores, requests = {"item_mean": mean_E}, {"item_mean": mean_E}
     for name, decay in (("item_mean_user_bias", 1.0), ("item_mean_recent_user_bias", RECENT)):
-        scores[name] = scores["item_mean"] + causal_user_bias(events, mean_I, decay=decay)[read_E]
-    return scores
+        bias_E = causal_user_bias(events, mean_I, decay=decay)
+        scores[name], requests[name] = mean_E + bias_E[place_E], mean_E + bias_E[first_E]
+    return scores, requests if ranking.several else {}
 
 
 def _decayed_before(values_E: np.ndarray, events: Events, decay: float) -> np.ndarray:

@@ -63,17 +63,15 @@ def section(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     """Tables of evaluation.json; None where nothing was evaluated yet."""
     if evaluation is None:
         return None
-    ranking, retrieval = _rows(evaluation, "ranking"), _rows(evaluation, *LISTS)
-    plain = [_board(ranking, COLUMNS["ranking"]), _board(retrieval, COLUMNS["retrieval"])]
-    cold = [_cold(evaluation, *heads) for heads in (*((name,) for name in CLICKS), LISTS)]
+    retrieval = _rows(evaluation, *LISTS)
+    cold = [*(_cold(evaluation, name) for name in CLICKS), _cold(evaluation, *LISTS)]
     unmasked = {name + UNMASKED: label for name, label in COLUMNS["retrieval"].items()}
     return {
         "split": evaluation.get("split", "test"),
         "users": evaluation.get("users"),
         "seed": evaluation.get("seed"),
-        "ranking": plain[0],
-        "request": _board(_rows(evaluation, "request"), COLUMNS["ranking"]),
-        "retrieval": plain[1],
+        **{name: _board(_rows(evaluation, name), COLUMNS["ranking"]) for name in CLICKS},
+        "retrieval": _board(retrieval, COLUMNS["retrieval"]),
         "unmasked": _board(retrieval, unmasked),
         "cold": list(filter(None, cold)),
     }

@@ -72,11 +72,11 @@ def _model_tables(
     result: dict[str, Any] = {"cold": {}}
     arrays = {"user": targets.user_T, "item": targets.item_T, "rated_user": rated.user_E, "label": rated.label_E}
     if "ranking" in run.heads and len(rated.user_E):
-        ways = {"ranking": scoring.ranking_logits, "request": scoring.request_logits}
-        for name in ("ranking", "request") if rated.several else ("ranking",):
-            logits = ways[name](run.scorer, run.reader, rated)
-            result[name] = summary.ranking_summary(rated.label_E, logits, rated.user_E, bootstrap, logits)
-            judged = rated.asked_at_once() if name == "request" else rated
+        ways = [("ranking", scoring.ranking_logits, rated)]
+        ways += [("request", scoring.request_logits, rated.asked_at_once())] if rated.several else []
+        for name, score, judged in ways:
+            logits = score(run.scorer, run.reader, judged)
+            result[name] = summary.ranking_summary(judged.label_E, logits, judged.user_E, bootstrap, logits)
             result["cold"][name] = cold_start.ranking_breakdown(logits, judged, bootstrap, logits)
             arrays[f"{name}_logits"] = logits
     for head in _lists(run) if len(targets.user_T) else ():

@@ -141,13 +141,12 @@ class Scorer:
         score, rows = self._candidates(batch, gap_B), len(gap_B)
         parts: list[list[np.ndarray]] = [[] for _ in candidates]
         for start in range(0, max(map(len, candidates)), width):
-            padded = np.zeros((rows, width), np.int32)
-            for row, items in enumerate(candidates):
-                part = items[start : start + width]
-                padded[row, : len(part)] = part
+            offered, padded = [items[start : start + width] for items in candidates], np.zeros((rows, width), np.int32)
+            for row, items in enumerate(offered):
+                padded[row, : len(items)] = items
             logits_BC = np.asarray(score(padded))
-            for row, items in enumerate(candidates):
-                parts[row].append(logits_BC[row, : len(items[start : start + width])])
+            for row, items in enumerate(offered):
+                parts[row].append(logits_BC[row, : len(items)])
         return [np.concatenate(part) if part else np.empty(0, np.float32) for part in parts]
 
     def _scores(self, batch: Batch) -> jax.Array:

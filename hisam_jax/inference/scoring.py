@@ -144,9 +144,8 @@ def ranking_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTarget
 def request_logits(scorer: Scorer, reader: HistoryReader, targets: RankingTargets) -> np.ndarray:
     """Click logits [E] of each user's rated events as candidates of one request, made when the first of them came.
 
-    A rated event that the split lacks, and one without a rating, is history if it came before, and else is not read.
-
-    All of a user's candidates follow the same history after the same time, as candidates that a service ranks do.
+    All of a user's candidates follow the same history after the same time, as candidates that a service ranks do; of
+    what came after the first of them nothing is read.
     """
     out, requests = np.empty(len(targets.user_E), np.float64), _by_user(targets)
     requests = [requests[index] for index in share(len(requests))]

@@ -29,12 +29,11 @@ from hisam_jax.cells.processes import (
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import beside, flat
 from hisam_jax.comparison.inputs import Inputs
-from hisam_jax.data.dataset import read_manifest
+from hisam_jax.data.dataset import content_checksum
 from hisam_jax.errors import UserError
-from hisam_jax.files import atomic_write, sha256_of
+from hisam_jax.files import atomic_write
 from hisam_jax.paths import output_path
 from hisam_jax.progress import progress
-from hisam_jax.remote import local
 from hisam_jax.scaling import fits, page, plots
 from hisam_jax.scaling.cell import run_cell
 from hisam_jax.scaling.frontier import Target
@@ -78,9 +77,8 @@ class Yard:
 
     def _check_given(self, dataset: Path, ids: Path) -> None:
         """Refuses others than the cells that are done were trained on."""
-        files = read_manifest(local(dataset, "dataset"))["files"]
         table = SemanticIDTable.load(ids)
-        held = {"dataset": {"files": sha256_of(json.dumps(files, sort_keys=True))}, "ids": {"table": table.checksum}}
+        held = {"dataset": {"files": content_checksum(dataset)}, "ids": {"table": table.checksum}}
         with claim(self.out / "locks" / "settings.lock", wait=True):
             check_same(self.out / "inputs.json", held, self.out, CHANGED)
 
@@ -206,7 +204,10 @@ def scale(
     if ids is not None and dataset is None:
         raise UserError("IDs without their dataset", field="ids", expected="dataset beside it")
     yard = Yard(sweep, output_path(out, "out"), Path(config_file), _path(data), _path(dataset), _path(ids))
-    failed = {} if fits_only else _work_here(yard, cells) if here else _work(yard, cells, jobs)
+    try:
+        failed = {} if fits_only else _work_here(yard, cells) if here else _work(yard, cells, jobs)
+    except Failed as error:
+        raise UserError(str(error), path=yard.out, field="data") from error
     result = write_page(yard, targets)
     if fits_only:
         _check_fitted(result, yard.out)
@@ -225,22 +226,17 @@ def _work(yard: Yard, cells: Sequence[Cell], jobs: int) -> Mapping[Cell, str]:
             "scale", yard.out / "locks", operator.attrgetter("folder"), yard.done, yard.run, lambda: None, yard.again
         )
         return Pool(work, cells, jobs).work()
-    except Failed as error:
-        raise UserError(str(error), path=yard.out, field="data") from error
     finally:
         if old is not None:
             signal.signal(signal.SIGTERM, old)
 
 
 def _work_here(yard: Yard, cells: Sequence[Cell]) -> Mapping[Cell, str]:
-    try:
-        yard.inputs()
-        for cell in progress([cell for cell in cells if not yard.done(cell)], description="scale", unit="cell"):
-            with claim(yard.out / "locks" / f"cells-{cell.name}.lock", wait=True):
-                if not yard.done(cell):
-                    yard.run_here(cell)
-    except Failed as error:
-        raise UserError(str(error), path=yard.out, field="data") from error
+    yard.inputs()
+    for cell in progress([cell for cell in cells if not yard.done(cell)], description="scale", unit="cell"):
+        with claim(yard.out / "locks" / f"cells-{cell.name}.lock", wait=True):
+            if not yard.done(cell):
+                yard.run_here(cell)
     return {}
 
 
