@@ -31,8 +31,12 @@ ROOT = Path(__file__).resolve().parents[1]
 COLAB = ROOT / "colab"
 LIMIT = 540  # seconds that a notebook may take in the tests, less than what they take for a hang
 MOST_BYTES = 500_000
-# Settings that make the tests compile fast and draw nothing; a notebook runs as it would for its reader.
-_OURS = ("MPLBACKEND", "XLA_FLAGS", "PJRT_NPROC", "JAX_CPU_ENABLE_ASYNC_DISPATCH", "HISAM_SOURCE", "HISAM_DATA")
+# Settings that make the tests compile fast and draw nothing, and where libtpu says it lies once a test has loaded it;
+# a notebook runs as it would for its reader.
+_OURS = (
+    "MPLBACKEND", "XLA_FLAGS", "PJRT_NPROC", "JAX_CPU_ENABLE_ASYNC_DISPATCH", "HISAM_SOURCE", "HISAM_DATA",
+    "TPU_LIBRARY_PATH",
+)  # fmt: skip
 
 # The second cell of every notebook.
 INSTALL = """\
