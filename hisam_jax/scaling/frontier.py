@@ -60,7 +60,8 @@ def target_of_chips(hours: float, device: str, mfu: float = MFU) -> Target:
             expected = "above 0" + (", at most 1" if most == 1 else "")
             raise UserError(f"value {value}", field=name, expected=expected)
     chip = CHIPS[device]
-    said = f"{hours:,g} hours of one {chip.name} ({chip.flops / 1e12:,.0f} TFLOP/s peak, {mfu:.0%} of it used)"
+    unit = "hour" if hours == 1 else "hours"
+    said = f"{hours:,g} {unit} of one {chip.name} ({chip.flops / 1e12:,.0f} TFLOP/s peak, {mfu:.0%} of it used)"
     return Target(hours * 3600 * chip.flops * mfu, said)
 
 

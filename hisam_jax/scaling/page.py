@@ -19,6 +19,10 @@ READING = (
     "useful ones: products with weights, allowed attention pairs, softmaxes; nothing padded or computed again. Peak "
     "learning rate of a cell: {learning_rate}.\n"
 )
+FAR_OFF = (
+    f"- Past {FAR:g} times the largest budget that was run, or below the smallest by as much, a row is an "
+    "extrapolation: its interval does not cover that the law may not hold there.\n"
+)
 WHAT = {"network": "parameters without tables of codes and item ids", "total": "parameters, tables included"}
 PICTURES = {
     "isoflop": "Loss against size at equal FLOPs; a star is a parabola's least",
@@ -113,20 +117,25 @@ def _bowls(result: Mapping[str, Any]) -> str:
 
 
 def _predictions(result: Mapping[str, Any]) -> str:
-    rows, notes = [], []
+    rows, doubtful, far = [], [], False
     for model, entry in result["models"].items():
+        spent = [cell["spent"] for cell in result["cells"] if cell["model"] == model]
         for found in entry.get("predictions", []):
             said = found["said"] + ("" if "FLOPs" in found["said"] else f" = {found['flops']:.3g} FLOPs")
-            rows.append([said, model, _wide(found["n"]), _wide(found["d"]), interval(found["loss"], 3)])
-            notes += [f"- **{found['said']}, {model}**: {warning}.\n" for warning in found["warnings"]]
+            beyond = found["flops"] / max(spent)
+            far |= beyond > FAR or found["flops"] < min(spent) / FAR
+            figures = [_wide(found["n"]), _wide(found["d"]), interval(found["loss"], 3)]
+            rows.append([said, model, *figures, f"{beyond:,.3g}"])
+        doubtful += [model] if rows and entry["law"] and entry["law"]["doubts"] else []
     if not rows:
         return "No law, no prediction.\n"
-    notes = list(dict.fromkeys(notes))
-    hint = (
-        f"`--flops F` and `--chip-hours H --device {'|'.join(CHIPS)} [--mfu {MFU:g}]` ask for others; past {FAR:g} "
-        "times the largest budget of the sweep an answer is a guess.\n"
-    )
-    return "\n".join([markdown_table(["budget", "model", "best N", "items", "nats"], rows), *notes, hint])
+    notes = [FAR_OFF] if far else []
+    notes += [
+        f"- **{model}: the law is not identified, see above**: more a drawing than a figure.\n" for model in doubtful
+    ]
+    hint = f"`--flops F` and `--chip-hours H --device {'|'.join(CHIPS)} [--mfu {MFU:g}]` ask for others.\n"
+    header = ["budget", "model", "best N", "items", "nats", "times the largest run"]
+    return "\n".join([markdown_table(header, rows), *notes, hint])
 
 
 def _equal(result: Mapping[str, Any]) -> str:
