@@ -200,6 +200,13 @@ def test_what_cannot_be_is_not_counted_either(topology, mesh, match):
         report.count_report(load_config(ROOT / "configs" / "hmat_10m.py"), topology, mesh)
 
 
+@pytest.mark.parametrize("count", [report.count_report, report.compile_report])
+def test_a_mesh_that_is_set_is_refused_before_jax_does(count):
+    config = load_config(ROOT / "configs" / "hmat_10m.py", SMALL)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])), pytest.raises(UserError, match="outside of it"):
+        count(config, "v5e:1x1")
+
+
 def test_without_a_compiler_all_but_temporaries_and_traffic_is_known(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered, options: answer(None))
     compiled = small_report(monkeypatch)

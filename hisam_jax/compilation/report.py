@@ -36,8 +36,10 @@ def compile_report(
         serving_rows: histories that a serving device scores at once.
 
     Raises:
-        UserError: unknown topologies, meshes that do not divide devices or model, a config without `catalogue`.
+        UserError: unknown topologies, meshes that do not divide devices or model, a config without `catalogue`; a mesh
+            of this process is set.
     """
+    _check_outside()
     where = target(topology)
     configs, vocabulary = configs_for(config, topology, mesh)
     report = _training(configs, vocabulary, where)
@@ -54,8 +56,10 @@ def count_report(config: Mapping[str, Any], topology: str, mesh: str | None = No
         config, topology, mesh: as `compile_report` has them.
 
     Raises:
-        UserError: an unknown topology, a mesh that does not divide devices or model, a config without `catalogue`.
+        UserError: an unknown topology, a mesh that does not divide devices or model, a config without `catalogue`; a
+            mesh of this process is set.
     """
+    _check_outside()
     chip, devices = chips_of(topology)
     configs, vocabulary = configs_for(config, topology, mesh)
     sizes = dict(zip(AXES, configs.mesh.sizes(devices), strict=True))
@@ -75,6 +79,14 @@ def count_report(config: Mapping[str, Any], topology: str, mesh: str | None = No
         "flops_per_step": _operations(configs, vocabulary, devices),
         "tokens_per_step": _tokens(configs, vocabulary),
     }
+
+
+def _check_outside() -> None:
+    """Refuses within `jax.set_mesh`: JAX lets no mesh of other devices be set there."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        held = ",".join(f"{name}={size}" for name, size in mesh.shape.items())
+        raise UserError(f"a mesh is set here: {held}", field="jax.set_mesh", expected="a call outside of it")
 
 
 def configs_for(config: Mapping[str, Any], topology: str, mesh: str | None) -> tuple[Configs, Vocabulary]:
