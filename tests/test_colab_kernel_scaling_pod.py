@@ -125,8 +125,6 @@ def test_scaling_laws(tmp_path):
     )
     for part in ("width_ratios=(3, 2)", 'figures(result)["isoflop"]', 'figures(result)["frontier"]'):
         drawn(found, part)
-    again = execute(load("scaling_laws"), tmp_path, {"cells": "result['cells']"})
-    assert again.values["cells"] == cells, "a second run in the same place goes on where the first ended"
 
 
 POD = {

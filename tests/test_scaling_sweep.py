@@ -353,6 +353,10 @@ def test_a_killed_sweep_goes_on_to_the_same_cells(tmp_path):
         assert ours["oracle"] < ours["loss"]["value"] < 1.1 * math.log(100)
     assert (out / "scale.md").is_file() and result["left"] == 0 and not result["failed"]
     ids, config_file = tmp_path / "whole" / "ids" / "data" / "ids", tmp_path / "sweep.py"
-    inside = scale(load_config(config_file), config_file, tmp_path / "here", dataset=dataset, ids=ids, here=True)
+    inside, again = (
+        scale(load_config(config_file), config_file, tmp_path / "here", dataset=dataset, ids=ids, here=True)
+        for _ in range(2)
+    )
     assert [cell["loss"] for cell in inside["cells"]] == [cell["loss"] for cell in whole["cells"]]
+    assert again["cells"] == inside["cells"], "with their seconds: nothing is trained twice"
     assert not (tmp_path / "here" / "ids").exists()
