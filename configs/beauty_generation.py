@@ -1,4 +1,4 @@
-"""HMAT on Amazon Beauty 2014 by semantic IDs alone: the next item's codes are generated, nothing else is trained.
+"""HMAT on Amazon Beauty 2014 by generation alone: the next item's codes are generated, no other head is trained.
 
 Paper: Hi-SAM (arXiv 2602.11799); protocol of TIGER (arXiv 2305.05065). Hardware: 2 CPU cores.
 Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:512 --image-encoder none --out DATASET

@@ -17,7 +17,7 @@ from hisam_jax.training.optimizer import OptimizerConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As many items a step as configs/ml_1m.py, and as many minutes: its steps cost a fifth.
+    """As many items a step as configs/ml_1m.py, and as many minutes: its steps cost less than a quarter.
 
     In configs/compare/ml_1m.py, where HMAT too takes these 4,000 steps, both see as many items.
     """

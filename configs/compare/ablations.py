@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
         watched = {"training": {"monitor": monitor}} if monitor else {}
         return {
             "name": name, "config": "configs/ml_latest_small.py", "tokenizer": tokenizer, "group": group,
-            "against": against, "overrides": {"model": model, **watched},
+            "against": against, "overrides": {"model": model, "evaluation": {"hybrid": True}, **watched},
         }  # fmt: skip
 
     halves = {f"codes-{n}": dst(shared=(256,) * (n - 2), specific={"text": (256,), "image": (256,)}) for n in (3, 6)}
