@@ -10,6 +10,7 @@ from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation.run import evaluate
 from hisam_jax.inference.recommend import recommend
+from hisam_jax.sharding import padded_rows
 from hisam_jax.tokenizer.run import tokenize
 from hisam_jax.training.run import train
 from tests.fixtures import tiny_dataset
@@ -42,6 +43,9 @@ def test_a_ranker_goes_through_the_verbs(tmp_path):
     )
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["loss"]) and row["loss"] == pytest.approx(row["loss/ranking"]) for row in rows)
+    items = json.loads((tmp_path / "data" / "manifest.json").read_text())["items"]
+    held = json.loads((tmp_path / "run" / "run.json").read_text())["parameters"]
+    assert held["tables"] == 8 * (2 * padded_rows(items) + 2 * (4 + 1)) < held["total"], "ids, neighbours, two codes"
     result = evaluate(tmp_path / "run")
     assert "logloss" in result["ranking"] and "retrieval" not in result and "generation" not in result
     found = recommend(tmp_path / "run", history=["i1", "i5"], k=5)

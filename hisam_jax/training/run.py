@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,8 @@ from hisam_jax.training.metrics import read_metrics
 from hisam_jax.training.placement import streams_here
 from hisam_jax.training.watching import Cost
 
+# Parameters that grow with the catalogue or the codes: HMAT's and SASRec's items, and the tables of DIN and QARM.
+_TABLES = re.compile(r"item_encoder|item_id|near_table|code_table_\d+")
 
 def train(
     dataset: str | os.PathLike,
@@ -220,7 +223,10 @@ def _outcome(assembly: Assembly, state: loop.TrainState, folder: Path, seconds: 
     lengths = np.concatenate([np.full((events_U // window).sum(), window), events_U % window])
     return {
         "steps": int(state.step),
-        "parameters": {"total": sum(sizes.values()), "tables": sizes.get("item_encoder", 0)},
+        "parameters": {
+            "total": sum(sizes.values()),
+            "tables": sum(size for name, size in sizes.items() if _TABLES.fullmatch(name)),
+        },
         "train_flops_per_item": _cost(assembly).flops(lengths[lengths > 0]) / max(int(lengths.sum()), 1),
         "seconds": lines[-1]["seconds"] if lines else seconds,
         "items_per_second": float(np.median(paces)) if paces else None,
