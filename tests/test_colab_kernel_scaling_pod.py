@@ -116,7 +116,7 @@ def test_scaling_laws(tmp_path):
     for cell in cells:
         assert cell["spent"] == pytest.approx(cell["flops"], rel=0.05)
         assert values["oracle"] < cell["loss"]["value"] < 1.05 * values["uniform"]
-    hours = [found for found in values["predictions"] if "hours" in found["said"]]
+    hours = [found for found in values["predictions"] if " hour" in found["said"]]
     assert [found["flops"] for found in hours] == [3600 * CHIPS[chip].flops * 0.3 for chip in ("v5e", "h100")]
     assert all("extrapolation" in found["warnings"][0] for found in hours)
     told = output_text(found.cell("doubt in law"))

@@ -17,6 +17,7 @@ from hisam_jax.comparison.plots import forest, leading
 from hisam_jax.comparison.predictions import Frame, Scores, load_frame, load_scores
 from hisam_jax.comparison.tables import markdown
 from hisam_jax.data.dataset import read_manifest
+from hisam_jax.evaluation import ranking
 from hisam_jax.evaluation.cold_start import GROUPS
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.files import atomic_write
@@ -78,10 +79,22 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
         "protocol": manifest["split"]["protocol"],
         "tie_break": manifest.get("tie_break"),
         "sizes": {name: int(mask.sum()) for name, mask in frame.of_T.items()},
+        "rated": _rated(frame),
         "rows": rows,
         "pairs": pairs,
         "published": [dict(entry) for entry in data.published],
         "failed": _failed(shop, dataset),
+    }
+
+
+def _rated(frame: Frame) -> dict[str, int]:
+    """Rated events, by groups too, and users: all, and those whom GAUC can judge."""
+    by_user = ranking.auc_by_user(frame.label_E, np.zeros(len(frame.label_E)), frame.rated_E)
+    return {
+        "events": len(frame.rated_E),
+        "users": len(np.unique(frame.rated_E)),
+        "of both classes": len(by_user.auc_V),
+        **{name: int(mask.sum()) for name, mask in frame.of_E.items()},
     }
 
 

@@ -30,12 +30,17 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _about(table: Mapping[str, Any]) -> str:
-    cold = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in table["sizes"].items())
     said = (
         f"{table['users']:,} users, {table['items']:,} items, {table['protocol']}, split "
-        f"`{table['split_checksum'][:12]}`, ties by {table['tie_break']}; targets: {cold}."
+        f"`{table['split_checksum'][:12]}`, ties by {table['tie_break']}; targets: {_counted(table['sizes'])}."
     )
-    return " ".join(filter(None, (said, table.get("note")))) + "\n"
+    judged = any(metric.startswith(("ranking/", "request/")) for metric in _shown(table))
+    rated = f"Rated events: {_counted(table['rated'])}." if judged and table.get("rated") else ""
+    return " ".join(filter(None, (said, rated, table.get("note")))) + "\n"
+
+
+def _counted(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sizes.items())
 
 
 def _leading(table: Mapping[str, Any]) -> list[str]:
