@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+import types
 from pathlib import Path
 
 import docs_fixtures
@@ -202,7 +203,8 @@ def test_every_route_of_the_service_is_in_the_table():
 
 
 def test_every_public_module_is_in_the_reference():
-    pages = "\n".join(hooks.on_page_markdown(page.read_text()) for page in (DOCS / "reference").glob("*.md"))
+    files = (DOCS / "reference").glob("*.md")
+    pages = "\n".join(hooks.on_page_markdown(file.read_text(), page_at(f"reference/{file.name}")) for file in files)
     shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.M))
     rooms = ("data", "tokenizer", "kernels", "models", "training", "evaluation", "inference", "serving")
     for room in rooms:
@@ -231,5 +233,25 @@ def test_the_picture_is_what_its_script_draws():
 def test_an_included_page_is_the_file_without_its_heading(tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "ROOT", tmp_path)
     (tmp_path / "some.md").write_text("# Some\n\nText.\n\n# More\n")
-    assert hooks.on_page_markdown("A\n\n<!-- include some.md -->\n") == "A\n\nText.\n\n# More\n"
-    assert "not there yet" in hooks.on_page_markdown("<!-- include other.md -->")
+    page = page_at("page.md")
+    assert hooks.on_page_markdown("A\n\n<!-- include some.md -->\n", page) == "A\n\nText.\n\n# More\n"
+    assert "not there yet" in hooks.on_page_markdown("<!-- include other.md -->", page)
+
+
+def page_at(place: str) -> types.SimpleNamespace:
+    return types.SimpleNamespace(file=types.SimpleNamespace(src_uri=place))
+
+
+@pytest.mark.parametrize(("place", "link"), [("page.md", ""), ("more/page.md", "../")])
+def test_pictures_of_an_included_page_are_files_of_the_site(tmp_path, monkeypatch, place, link):
+    folder = tmp_path / hooks.RESULTS
+    (folder / "some").mkdir(parents=True)
+    (folder / "some" / "a.svg").write_text("<svg/>")
+    (folder / "some.md").write_text("# Some\n\n![Of a](some/a.svg) [b](some/b.md)\n")
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    made = hooks.on_page_markdown(f"<!-- include {hooks.RESULTS}/some.md -->", page_at(place))
+    assert made == f"![Of a]({link}{hooks.RESULTS}/some/a.svg) [b](some/b.md)"
+    mkdocs = pytest.importorskip("mkdocs.structure.files")
+    config = importlib.import_module("mkdocs.config").load_config(str(ROOT / "mkdocs.yml"))
+    files = hooks.on_files(mkdocs.Files([]), config)
+    assert [file.src_uri for file in files] == [f"{hooks.RESULTS}/some/a.svg"]

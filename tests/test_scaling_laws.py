@@ -12,7 +12,7 @@ from scaling_fixtures import BUDGETS, LAWS, cell, planted
 from hisam_jax.chips import CHIPS
 from hisam_jax.errors import UserError
 from hisam_jax.scaling import fits, frontier, page, plots
-from hisam_jax.scaling.isoflop import fit_bowls
+from hisam_jax.scaling.isoflop import OUTSIDE, fit_bowls
 from hisam_jax.scaling.law import NAMES, Fit, Law, fit_law
 
 LAW = LAWS["hmat"]
@@ -112,6 +112,16 @@ def test_a_parabola_without_a_least_among_its_sizes_says_so_and_stays_out_of_the
     flops = np.repeat([1e10, 1e11], 4)
     bowls, power = fit_bowls(flops, n, 5 + 0.1 * np.log(n) ** 1.5, resamples=10)
     assert not any(bowl.inside for bowl in bowls) and power == {}
+
+
+def test_a_least_at_the_edge_of_the_sizes_is_told_by_where_resamples_have_theirs():
+    n = np.tile(np.geomspace(1e3, 1e5, 5), 2)
+    flops, noise = np.repeat([1e10, 1e11], 5), 0.02 * np.random.default_rng(0).normal(size=10)
+    edge, middle = 9e4, 1e4
+    loss = 5 + 0.01 * (np.log(n) - np.log(np.where(flops < 5e10, middle, edge))) ** 2
+    (at_middle, at_edge), power = fit_bowls(flops, n, loss + noise, resamples=200)
+    assert at_edge.outside > OUTSIDE and at_edge.n_ci95[1] == pytest.approx(1e5)
+    assert at_edge.outside > at_middle.outside and power == {}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """What MkDocs calls: lines such as `<!-- include benchmarks/results/tokenizers.md -->` become what they name.
 
-`include FILE` is a file of the repository without its first heading, and with its pictures; `fields`, `flags`, `endpoints` and `limits` are
-made of the code; `modules PACKAGE` is a reference entry for every module of a room that has a public name.
+`include FILE` is a file of the repository without its first heading, and with its pictures; `fields`, `flags`,
+`endpoints` and `limits` are made of the code; `modules PACKAGE` is a reference entry for every module of a room that
+has a public name.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import code_tables
 import config_fields
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+
+if TYPE_CHECKING:  # what else is here works without MkDocs, which the tests need not have
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "benchmarks/results"  # whose pictures are the site's too
@@ -26,8 +30,11 @@ DIRECTIVE = re.compile(r"^<!-- (include|fields|flags|endpoints|limits|modules)(?
 
 def on_files(files: Files, config: MkDocsConfig, **_: object) -> Files:
     """Called once: pictures of results become files of the site."""
+    from mkdocs.structure.files import File
+
     for picture in sorted((ROOT / RESULTS).rglob("*.svg")):
-        files.append(File.generated(config, picture.relative_to(ROOT).as_posix(), abs_src_path=str(picture)))
+        place = picture.relative_to(ROOT).as_posix()
+        files.append(File(place, str(ROOT), config["site_dir"], config["use_directory_urls"]))
     return files
 
 
@@ -37,7 +44,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
     def made(match: re.Match) -> str:
         text = MAKERS[match[1]](match[2] or "")
-        held = posixpath.relpath(posixpath.dirname(match[2]), folder or ".") if match[1] == "include" else ""
+        held = posixpath.relpath(posixpath.dirname(match[2]) or ".", folder or ".") if match[1] == "include" else ""
         return PICTURE.sub(rf"\g<1>{held}/\g<2>", text) if held else text
 
     return DIRECTIVE.sub(made, markdown)
