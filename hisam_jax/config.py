@@ -76,9 +76,15 @@ def seed_of(config: ml_collections.ConfigDict) -> int:
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
-    """A frozen dataclass `cls` from a config section named `where`; unknown fields and wrong types are `UserError`s."""
+    """A frozen dataclass `cls` from a config section named `where`.
+
+    Raises:
+        UserError: no section, an unknown field, one that is missing, a value of another type.
+    """
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls) if field.init]
+    if not isinstance(section, (Mapping, ml_collections.ConfigDict)):
+        raise UserError(f"value {section!r}", field=where, expected=f"a section of {', '.join(known)}")
     values = {}
     for name, value in section.items():
         if name not in known:
@@ -87,6 +93,10 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
             values[name] = build(hints[name], value, f"{where}.{name}")
         else:
             values[name] = _coerce(value, hints[name], f"{where}.{name}")
+    for field in dataclasses.fields(cls):
+        if field.init and field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            expected = " or ".join(map(_named, _options(hints[field.name])))
+            raise UserError("missing config field", field=f"{where}.{field.name}", expected=expected)
     return cls(**values)
 
 
@@ -152,11 +162,7 @@ def _coerce(value: Any, hint: Any, where: str, file: Path | None = None) -> Any:
         value = value.to_dict()
     if hint is Any:
         return value
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
+    options = _options(hint)
     for option in options:
         base = typing.get_origin(option) or option
         if base is typing.Literal and value in typing.get_args(option):
@@ -171,6 +177,11 @@ def _coerce(value: Any, hint: Any, where: str, file: Path | None = None) -> Any:
             return value
     names = " or ".join(_named(option) for option in options)
     raise UserError(f"value {value!r} of type {type(value).__name__}", path=file, field=where, expected=names)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _named(hint: Any) -> str:

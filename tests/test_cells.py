@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
 import pytest
 
-from hisam_jax.cells import pool
+from hisam_jax.cells import pool, processes
 from hisam_jax.cells.pool import Pool, Work, share
-from hisam_jax.cells.processes import Failed, check_same, failure_of, note_failure, tries_of
+from hisam_jax.cells.processes import CellFiles, Failed, begin_cell, check_same, failure_of, note_failure, tries_of
 from hisam_jax.claims import claim
 from hisam_jax.errors import UserError
 
@@ -68,6 +69,44 @@ def test_failures_are_counted_and_settings_kept(tmp_path):
     check_same(tmp_path / "task.json", {"run": {"steps": 3}}, tmp_path, "remove it")
     with pytest.raises(UserError, match=r"run.*|steps.*remove it"):
         check_same(tmp_path / "task.json", {"run": {"steps": 4}}, tmp_path, "remove it")
+
+
+FILES = CellFiles("task.json", "cell.json", ("run", "plan.json"))
+OLD, MENDED = {"run": {"steps": 3}}, {"run": {"steps": 4}}
+
+
+def begun(folder: Path) -> Path:
+    """A cell that began with the old settings and left something, but no checkpoint."""
+    begin_cell(folder, FILES, OLD, "remove it")
+    (folder / "run").mkdir()
+    for name in ("run/run.json", "plan.json", "log", "notes.txt"):
+        (folder / name).write_text("old")
+    return folder
+
+
+def test_a_cell_that_failed_with_nothing_to_show_begins_anew_when_mended(tmp_path):
+    folder = begun(tmp_path)
+    note_failure(folder, Failed("broke"))
+    begin_cell(folder, FILES, OLD, "remove it")  # the same again: a further try, of which nothing is thrown away
+    assert tries_of(folder) == 1 and (folder / "plan.json").is_file()
+    begin_cell(folder, FILES, MENDED, "remove it")
+    assert json.loads((folder / "task.json").read_text()) == MENDED and tries_of(folder) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["log", "notes.txt", "task.json"]
+    with pytest.raises(UserError, match="steps was 4, is 3.*remove it"):
+        begin_cell(folder, FILES, OLD, "remove it")  # it has not failed with these
+
+
+@pytest.mark.parametrize("has", ["no failure", "a checkpoint", "its result"])
+def test_a_cell_with_something_to_lose_is_not_begun_anew(has, tmp_path, monkeypatch):
+    folder = begun(tmp_path)
+    if has != "no failure":
+        note_failure(folder, Failed("broke"))
+    if has == "its result":
+        (folder / "cell.json").touch()
+    monkeypatch.setattr(processes, "saved_steps", lambda of: [2] if has == "a checkpoint" else [])
+    with pytest.raises(UserError, match="was made with other settings"):
+        begin_cell(folder, FILES, MENDED, "remove it")
+    assert (folder / "run" / "run.json").is_file() and json.loads((folder / "task.json").read_text()) == OLD
 
 
 def test_jobs_share_the_cores():

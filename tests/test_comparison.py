@@ -14,11 +14,16 @@ import numpy as np
 import pytest
 from fixtures import tiny_dataset
 
+from hisam_jax.cells.processes import Failed, keep, note_failure
 from hisam_jax.claims import claim
 from hisam_jax.comparison import statistics, tables
 from hisam_jax.comparison.execution import Workshop
-from hisam_jax.comparison.grid import Grid
-from hisam_jax.comparison.predictions import GROUPS, LOGITS, Frame, Scores
+from hisam_jax.comparison.grid import Grid, Tokenizer, flat
+from hisam_jax.comparison.inputs import Inputs
+from hisam_jax.comparison.predictions import GROUPS, LISTS, LOGITS, Frame, Scores
+from hisam_jax.comparison.results import cut_from
+from hisam_jax.comparison.run import compare
+from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import ranking
 from hisam_jax.evaluation.intervals import Bootstrap
@@ -36,6 +41,7 @@ QUICK = {
     "model": {"width": 16, "layers": 1, "mlp": 16},
     "evaluation": {"beams": 10, "resamples": 20, "samples": 1},
 }
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs" / "compare").glob("*.py"))
 SMALL = {"residual_kmeans": {"sizes": (4, 4)}}
 
 
@@ -135,38 +141,169 @@ def test_a_planted_gain_is_significant_where_unpaired_intervals_overlap():
     assert tables.difference(found["retrieval/recall@10"]).endswith("*")
 
 
+def published(**change) -> dict:
+    """The tiny dataset with one figure of others."""
+    entry = {"name": "Them", "row": "hmat", "source": "a paper", "retrieval/recall@10": 0.1, **change}
+    kept = {name: value for name, value in entry.items() if value is not ...}
+    return {"datasets": {"tiny": {"published": (kept,)}}}
+
+
+def without(field: str) -> dict:
+    """A row that lacks a field."""
+    return {name: value for name, value in row().items() if name != field}
+
+
+def rows(**change) -> dict:
+    """The one row of the grid with other fields."""
+    return {"rows": listed({"hmat": {**row(), **change}})}
+
+
+RK = "configs/tokenizer/residual_kmeans.py"
+METRICS = {"title": "A tiny shop", "metrics": ("retrieval/recal@10",)}
+
+
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("change", "field", "said"),
     [
-        ({"reference": "hmatt"}, "reference"),
-        ({"rows": {"hmat": {**row(), "tokenizer": "none"}}}, "rows.hmat.tokenizer"),
-        ({"rows": {"hmat": {**row(), "datasets": ("other",)}}}, "rows.hmat.datasets"),
-        ({"rows": {"hmat": {**row(), "against": "other"}}}, "rows.hmat.against"),
-        ({"rows": {"hmat": {**row(), "colour": 1}}}, "rows.hmat.colour"),
-        ({"rows": {"popularity": row()}}, "rows"),
-        ({"rows": {"up/down": row()}}, "rows"),
-        ({"seeds": ()}, "seeds"),
-        ({"seeds": (-1,)}, "seeds"),
-        ({"seeds": (0, 0)}, "seeds"),
-        ({"rows": {"hmat": {**row(), "seeds": (1, 1)}}}, "rows.hmat.seeds"),
-        ({"sedes": (0,)}, "sedes"),
-        ({"pairs": (("hmat", "hmatt"),)}, "pairs"),
-        ({"pairs": (("hmat",),)}, "pairs"),
-        (
-            {"datasets": {"tiny": {"published": ({"name": "A", "row": "b", "source": "c"},)}}},
-            "datasets.tiny.published.row",
-        ),
-        ({"datasets": {"tiny": {"published": ({"name": "A", "row": "hmat"},)}}}, "datasets.tiny.published"),
+        ({"sedes": (0,)}, "sedes", "seeds"),
+        ({"title": None}, "title", "None; expected text"),
+        ({"reference": "hmatt"}, "reference", "'hmatt'; expected hmat or"),
+        ({"reference": None}, "reference", "None"),
+        ({"resamples": 0}, "resamples", "0; expected a whole number, 10 or more"),
+        ({"resamples": "many"}, "resamples", "'many'"),
+        ({"resamples": True}, "resamples", "True"),
+        ({"seeds": 0}, "seeds", "value 0; expected seeds such as"),
+        ({"seeds": ()}, "seeds", "different whole numbers"),
+        ({"seeds": (-1,)}, "seeds", "-1"),
+        ({"seeds": (0, 0)}, "seeds", "different"),
+        ({"seeds": ("0",)}, "seeds", "'0'"),
+        ({"rows": None}, "rows", "None; expected a list"),
+        ({"rows": {"hmat": row()}}, "rows", "expected a list"),
+        ({"rows": ("hmat",)}, "rows[0]", "'hmat'; expected a row with name"),
+        ({"rows": ()}, "rows", "at least one"),
+        ({"rows": (row(),)}, "rows[0].name", "no name"),
+        ({"rows": ({"name": 7, **row()},)}, "rows[0].name", "name 7"),
+        ({"rows": ({"name": "up/down", **row()},)}, "rows[0].name", "'up/down'"),
+        ({"rows": ({"name": "hmat", **row()},) * 2}, "rows[1].name", "again"),
+        ({"rows": listed({"popularity": row()})}, "rows", "'popularity'"),
+        ({"rows": listed({"hmat": without("config")})}, "rows.hmat.config", "missing config field; expected str"),
+        ({"rows": listed({"hmat": without("tokenizer")})}, "rows.hmat.tokenizer", "missing config field"),
+        (rows(config=3), "rows.hmat.config", "3"),
+        (rows(config={"other": "a.py"}), "rows.hmat.config", "'tiny'"),
+        (rows(config={"tiny": 3}), "rows.hmat.config.tiny", "3"),
+        (rows(tokenizer="none"), "rows.hmat.tokenizer", "'none'; expected rk"),
+        (rows(datasets=("other",)), "rows.hmat.datasets", "'other'"),
+        (rows(datasets="tiny"), "rows.hmat.datasets", "tuple"),
+        (rows(against="other"), "rows.hmat.against", "'other'"),
+        (rows(seeds=(1, 1)), "rows.hmat.seeds", "different"),
+        (rows(seeds=1), "rows.hmat.seeds", "tuple"),
+        (rows(overrides="model"), "rows.hmat.overrides", "'model'"),
+        (rows(colour=1), "rows.hmat.colour", "unknown"),
+        ({"tokenizers": {"rk": RK}}, "tokenizers.rk", "a section of config, overrides"),
+        ({"tokenizers": {"rk": {}}}, "tokenizers.rk.config", "missing config field"),
+        ({"tokenizers": (RK,)}, "tokenizers", "by name"),
+        ({"datasets": ("tiny",)}, "datasets", "('tiny',); expected datasets by name"),
+        ({"datasets": {"tiny": None}}, "datasets.tiny", "None"),
+        ({"datasets": {"a/b": {}}}, "datasets", "'a/b'"),
+        ({"datasets": {}}, "datasets", "at least one"),
+        ({"datasets": {"tiny": METRICS}}, "datasets.tiny.metrics", "expected retrieval/recall@10, or"),
+        ({"datasets": {"tiny": METRICS}, "pairs": (("hmat", "popularity"),)}, "datasets.tiny.metrics", "recal@10"),
+        ({"datasets": {"tiny": {"metrics": (3,)}}}, "datasets.tiny.metrics", "3"),
+        ({"pairs": 3}, "pairs", "3"),
+        ({"pairs": ("hmat",)}, "pairs", "'hmat'; expected (row, rival)"),
+        ({"pairs": (("hmat", "hmat"),)}, "pairs", "two different names"),
+        ({"pairs": (("hmat", "hmatt"),)}, "pairs", "'hmatt'"),
+        ({"pairs": (("hmat",),)}, "pairs", "('hmat',)"),
+        (published(row="b"), "datasets.tiny.published[0].row", "'b'"),
+        (published(source=...), "datasets.tiny.published[0].source", "missing config field"),
+        (published(name=3), "datasets.tiny.published[0].name", "3; expected text"),
+        (published(**{"retrieval/recall@10": "0.1"}), "datasets.tiny.published[0].retrieval/recall@10", "a number"),
+        (published(recall=0.1), "datasets.tiny.published[0]", "'recall'"),
+        ({"datasets": {"tiny": {"published": (3,)}}}, "datasets.tiny.published[0]", "3; expected name, row"),
     ],
 )
-def test_a_grid_that_cannot_be_names_its_field(change, field):
-    config = grid_config({"hmat": row()})
-    with config.unlocked():
-        for name, value in change.items():
-            config[name] = listed(value) if name == "rows" else value
+def test_a_grid_that_cannot_be_names_its_field(change, field, said):
+    config = ml_collections.ConfigDict({**grid_config({"hmat": row()}).to_dict(), **change})
     with pytest.raises(UserError) as caught:
         Grid.of(config)
+    assert caught.value.field == field and caught.value.expected and said in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["title", "datasets", "tokenizers", "rows", "seeds", "reference"])
+def test_a_missing_field_of_the_grid_is_named(field):
+    config = grid_config({"hmat": row()}).to_dict()
+    del config[field]
+    with pytest.raises(UserError, match="missing config field") as caught:
+        Grid.of(config)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_grids_can_be_and_no_row_overrides_what_is_not_there(file, tmp_path):
+    grid = Grid.of(load_config(file))
+    cells = list(grid.cells())
+    shop = Workshop(grid, tmp_path, file)
+    shop.check(cells)
+    for cell in cells:
+        settings = shop.settings(cell)
+        wanted = flat(grid.rows[cell.row].overrides) | {"seed": cell.seed}
+        assert {name: flat(settings["run"])[name] for name in wanted} == json.loads(json.dumps(wanted))
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_that_a_grid_may_name_are_those_of_a_table():
+    rng = np.random.default_rng(0)
+    frame = frame_of(40, rng)
+    found = statistics.metrics([scores_of(frame, rng, LISTS)], frame, Bootstrap(20))
+    assert {f"{name}/{one}" for name, of in statistics.metric_names().items() for one in of} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "said"),
+    [
+        (rows(overrides={"model": {"widht": 8}}), "rows.hmat.overrides", "model.widht: unknown config field"),
+        (rows(overrides={"modle": {"width": 8}}), "rows.hmat.overrides", "modle.width"),
+        (rows(overrides={"model": {"width": "wide"}}), "rows.hmat.overrides", "model.width: value 'wide'"),
+        (rows(overrides={"model": {"width": 17}}), "rows.hmat.overrides", "model.heads"),
+        (rows(overrides={"data": {"validation_too": True}}), "rows.hmat.overrides", "training.monitor"),
+        (rows(config="configs/no_such.py"), "rows.hmat.config", "configs/no_such.py: no such config file"),
+        (rows(config=RK), "rows.hmat.config", "residual_kmeans.py: "),
+        (
+            {"tokenizers": {"rk": {"config": RK, "overrides": {"residual_kmeans": {"size": 4}}}}},
+            "tokenizers.rk.overrides",
+            "residual_kmeans.size: unknown config field",
+        ),
+        ({"tokenizers": {"rk": {"config": "configs/shop.py"}}}, "tokenizers.rk.config", "missing config field"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_mistake_in_a_row_is_told_before_any_work(change, field, said, steps, tmp_path):
+    config = ml_collections.ConfigDict({**grid_config({"hmat": row()}).to_dict(), **change})
+    with pytest.raises(UserError) as caught:
+        compare(config, tmp_path / "grid.py", tmp_path / "out", steps=steps)
+    assert caught.value.field == field and said in str(caught.value) and caught.value.path == tmp_path / "grid.py"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_is_not_asked_for_keeps_none_back(tmp_path):
+    grid = Grid.of(grid_config({"hmat": row(), "bad": row(widht=3)}))
+    shop = Workshop(grid, tmp_path, tmp_path / "grid.py")
+    shop.check([cell for cell in grid.cells() if cell.row == "hmat"])
+    with pytest.raises(UserError, match="widht"):
+        shop.check(list(grid.cells()))
+
+
+def test_a_cell_of_other_settings_is_refused_before_any_work_unless_it_failed(tmp_path):
+    shops = [
+        Workshop(Grid.of(grid_config({"hmat": row(width=width)})), tmp_path, tmp_path / "grid.py") for width in (16, 32)
+    ]
+    cell = next(shops[0].grid.cells())
+    keep(tmp_path / cell.folder / "cell.json", shops[0].settings(cell))
+    shops[0].check([cell])
+    with pytest.raises(UserError, match="model.width was 16, is 32"):
+        shops[1].check([cell])
+    note_failure(tmp_path / cell.folder, Failed("broke"))
+    shops[1].check([cell])
 
 
 def test_the_first_seed_of_all_rows_comes_before_the_second_of_any():
@@ -252,20 +389,25 @@ def test_a_killed_comparison_goes_on_to_the_same_tables(tmp_path):
 
 @pytest.mark.slow
 def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path):
-    write_grid(tmp_path, {"bad": row(width=17), "hmat": row()}, seeds=(0,))
+    bad = row()
+    bad["overrides"] = {**bad["overrides"], "training": {**bad["overrides"]["training"], "monitor": "validation/luck"}}
+    write_grid(tmp_path, {"bad": bad, "hmat": row()}, seeds=(0,))
     done = subprocess.run(command(tmp_path), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "1 of 2 cells failed" in done.stderr.splitlines()[-1] and "model.heads" in done.stderr
+    assert "1 of 2 cells failed" in done.stderr.splitlines()[-1] and "training.monitor" in done.stderr
     result = outcome(tmp_path)["datasets"]["tiny"]
     assert "hmat" in result["rows"] and "bad" not in result["rows"] and "bad, seed 0" in result["failed"]
     record = tmp_path / "out" / "cells" / "tiny" / "bad" / "seed-0" / "failed.json"
     assert json.loads(record.read_text())["tries"] == 1
     write_grid_again = grid_config({"bad": row(), "hmat": row()}, seeds=(0,))
     (tmp_path / "grid.py").write_text(GRID.format(config=write_grid_again.to_dict()))
+    other = tmp_path / "out" / "cells" / "tiny" / "hmat" / "seed-0" / "run" / "evaluation.json"
+    before = other.stat().st_mtime_ns
     done = subprocess.run(command(tmp_path), capture_output=True, text=True)
-    assert (
-        done.returncode == 2 and "was made with other settings" in done.stderr
-    )  # mended, but not the cell that was begun
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = outcome(tmp_path)["datasets"]["tiny"]
+    assert {"hmat", "bad"} <= set(result["rows"]) and not result["failed"] and not record.exists()
+    assert other.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
@@ -284,6 +426,57 @@ def test_another_dataset_under_the_same_name_is_refused(tmp_path):
     with pytest.raises(UserError, match="other settings") as caught:
         other.frame("tiny")
     assert "another --out" in str(caught.value) and (folder / "targets.npz").read_bytes() == before
+
+
+def test_a_tokenizer_that_could_not_be_fitted_may_be_mended(tmp_path, monkeypatch):
+    """What is kept of IDs that were never made holds nobody to it; IDs that are there do."""
+    made = tmp_path / "ids" / "tiny" / "rk"
+
+    def fails(*_) -> None:
+        raise Failed("broke")
+
+    inputs = Inputs(tmp_path, tmp_path / "grid.py", {}, given={"tiny": tmp_path / "tiny"})
+    bad, mended = (Tokenizer(RK, {"residual_kmeans": {"sizes": sizes}}) for sizes in ((4,), (4, 4)))
+    monkeypatch.setattr("hisam_jax.comparison.inputs.execute", fails)
+    with pytest.raises(Failed):
+        inputs.ids("tiny", "rk", bad, "remove it")
+    monkeypatch.setattr("hisam_jax.comparison.inputs.execute", lambda *_: made.mkdir())
+    assert inputs.ids("tiny", "rk", mended, "remove it") == inputs.ids("tiny", "rk", mended, "remove it") == made
+    with pytest.raises(UserError, match="other settings.*sizes"):
+        inputs.ids("tiny", "rk", bad, "remove it")
+
+
+def test_a_run_that_its_time_limit_ended_is_told_from_those_that_ended_otherwise():
+    training = {"steps": 100, "max_minutes": 20.0}
+    assert cut_from(60, training, {"stopped": None}) == 100
+    assert cut_from(100, training, {"stopped": None}) is None
+    assert cut_from(60, training, {"stopped": "no better validation/gauc in 3 evaluations"}) is None
+    assert cut_from(60, {**training, "max_minutes": None}, {}) is None
+
+
+def table_of(**change) -> dict:
+    """A dataset's table with one row of two seeds, without a metric."""
+    run = {
+        "metrics": {}, "groups": {group: {} for group in GROUPS}, "group": "", "seeds": [3, 5], "tokenizer": "dst",
+        "parameters": {"total": 10, "tables": 4}, "train_flops_per_item": 1e6, "items_per_second": 9.0,
+        "peak_memory_bytes": 2**30, "minutes": 20.0, "steps": [812, 2000], "best_step": [800, 2000], "device": ["cpu"],
+    }  # fmt: skip
+    return {
+        "title": "Tiny", "lead": ["retrieval/recall@10"], "sizes": {}, "users": 1, "items": 1, "protocol": "p",
+        "split_checksum": "c", "tie_break": None, "rows": {"hmat": {**run, **change}}, "failed": {},
+    }  # fmt: skip
+
+
+def test_a_page_says_which_runs_their_time_limit_ended():
+    page = tables.markdown({"title": "T", "datasets": {"tiny": table_of(cut_from=[2000, None])}})
+    assert "- hmat, seed 3: stopped by its time limit at step 812 of 2000\n" in page and "seed 5" not in page
+    assert "time limit" not in tables.markdown({"title": "T", "datasets": {"tiny": table_of()}})  # of an older version
+
+
+def test_a_page_without_any_metric_has_no_table_of_them():
+    pair = {"row": "hmat", "rival": "flat", "metrics": {}, "groups": {group: {} for group in GROUPS}}
+    page = tables.markdown({"title": "T", "datasets": {"tiny": table_of() | {"pairs": [pair]}}})
+    assert "hmat less flat" not in page and "cold user" not in page and "| hmat | dst | 10 |" in page
 
 
 def test_a_frame_refuses_scores_of_other_targets():

@@ -262,6 +262,45 @@ def test_a_cell_that_failed_too_often_is_not_tried_again(tmp_path):
     assert yard.failed() == {cell.name: "killed"}
 
 
+def test_a_cell_that_failed_too_often_is_tried_again_once_it_is_mended(tmp_path, monkeypatch):
+    yards = [Yard(Sweep.of(sweep_of(attempts=1, warmup=warmup)), tmp_path, TINY) for warmup in (0.1, 0.2)]
+    cell = yards[0].sweep.cells()[0]
+    folder = tmp_path / cell.folder
+    monkeypatch.setattr(Yard, "inputs", lambda yard: (tmp_path, tmp_path))
+
+    def fails(*_) -> None:
+        (folder / "plan.json").write_text("{}")
+        raise Failed("broke", 2)
+
+    monkeypatch.setattr("hisam_jax.scaling.run.execute", fails)
+    with pytest.raises(Failed):
+        yards[0].run(cell, 0, threading.Event())
+    assert tries_of(folder) == 1
+    monkeypatch.setattr("hisam_jax.scaling.run.execute", lambda *_: None)
+    yards[1].run(cell, 0, threading.Event())
+    assert json.loads((folder / "task.json").read_text()) == yards[1].settings(cell)
+    assert not (folder / "plan.json").exists() and tries_of(folder) == 0
+    with pytest.raises(UserError, match="warmup was 0.2, is 0.1"):
+        yards[0].run(cell, 0, threading.Event())
+
+
+def test_a_cell_in_this_process_may_be_mended_too(tmp_path, monkeypatch):
+    yards = [Yard(Sweep.of(sweep_of(warmup=warmup)), tmp_path, TINY) for warmup in (0.1, 0.2)]
+    cell = yards[0].sweep.cells()[0]
+    monkeypatch.setattr(Yard, "inputs", lambda yard: (tmp_path, tmp_path))
+
+    def fails(*_) -> None:
+        raise UserError("one step takes more", field="parts.budgets")
+
+    monkeypatch.setattr("hisam_jax.scaling.run.run_cell", fails)
+    with pytest.raises(UserError, match="one step"):
+        yards[0].run_here(cell)
+    assert "one step takes more" in yards[0].failed()[cell.name]
+    monkeypatch.setattr("hisam_jax.scaling.run.run_cell", lambda *_: None)
+    yards[1].run_here(cell)
+    assert not yards[1].failed()
+
+
 def test_a_step_is_stopped_when_we_are(tmp_path):
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()

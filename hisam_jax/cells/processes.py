@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +17,26 @@ from typing import Any
 from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
-from hisam_jax.training.checkpoints import differences
+from hisam_jax.training.checkpoints import differences, saved_steps
 
 LOOK_SECONDS = 0.1  # between two looks at whether a step has ended
 SAID = 400  # last characters of a failed step's log that are shown
 FAILED = "failed.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class CellFiles:
+    """Names of what lies in a cell's folder, beside its run in `run`.
+
+    Attributes:
+        record: the settings that it began with.
+        result: there once it is done.
+        made: what its settings decide, and a cell that begins anew begins without.
+    """
+
+    record: str
+    result: str
+    made: tuple[str, ...]
 
 
 class Failed(Exception):
@@ -68,13 +85,18 @@ def execute(command: Sequence[str], log: Path, held: Sequence[int] = (), stop: t
 
 def hisam(arguments: Sequence[Any], overrides: Mapping[str, Any]) -> list[str]:
     """The arguments of python that run `hisam ARGUMENTS` with overrides of its config."""
-    flags = [f"--config.{field}={value}" for field, value in overrides.items()]
+    flags = [f"--config.{field}={value}" for field, value in as_flags(overrides).items()]
     return ["-m", "hisam_jax", *map(str, arguments), *flags]
+
+
+def as_flags(overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Overrides as the command line gives them to a step."""
+    return {field: str(value) for field, value in overrides.items()}
 
 
 def resolved(config: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A config file with its overrides, as JSON."""
-    whole = load_config(config, {field: str(value) for field, value in overrides.items()}).to_dict()
+    whole = load_config(config, as_flags(overrides)).to_dict()
     return json.loads(json.dumps(whole, sort_keys=True))
 
 
@@ -84,13 +106,53 @@ def check_same(record: Path, settings: Mapping[str, Any], made: Path, hint: str)
     Raises:
         UserError: they differ; `hint` says what to do.
     """
-    then = json.loads(record.read_text()) if record.is_file() else settings
-    changed = [name for part in settings for name in differences(then.get(part, {}), settings[part])]
-    if changed:
+    refuse_others(record, settings, made, hint)
+    if not record.is_file():
+        keep(record, settings)
+
+
+def refuse_others(record: Path, settings: Mapping[str, Any], made: Path, hint: str) -> None:
+    """`check_same` that keeps nothing."""
+    if changed := _changes(record, settings):
         what = f"was made with other settings ({', '.join(changed)})"
         raise UserError(what, path=made, expected="these settings", hint=hint)
-    if not record.is_file():
-        atomic_write(record, json.dumps(settings, indent=1) + "\n")
+
+
+def keep(record: Path, settings: Mapping[str, Any]) -> None:
+    """Keeps the settings of what is to be made, in place of those of an earlier try."""
+    atomic_write(record, json.dumps(settings, indent=1) + "\n")
+
+
+def begin_cell(folder: Path, files: CellFiles, settings: Mapping[str, Any], hint: str) -> None:
+    """`check_same` for a cell whose lock we hold; where it failed with nothing to show, mended settings begin it anew.
+
+    Raises:
+        UserError: it began with other settings, and did not fail, or has a checkpoint or its result.
+    """
+    if _changes(folder / files.record, settings) and may_begin_anew(folder, files):
+        for name in files.made:
+            _remove(folder / name)
+        keep(folder / files.record, settings)
+        (folder / FAILED).unlink()  # last, so that a kill on the way leaves a cell that may begin anew
+    check_same(folder / files.record, settings, folder, hint)
+
+
+def may_begin_anew(folder: Path, files: CellFiles) -> bool:
+    """Whether a cell failed, and left neither a checkpoint nor its result."""
+    unfinished = not (folder / files.result).exists() and not saved_steps(folder / "run" / "checkpoints")
+    return (folder / FAILED).is_file() and unfinished
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _changes(record: Path, settings: Mapping[str, Any]) -> list[str]:
+    then = json.loads(record.read_text()) if record.is_file() else settings
+    return [name for part in settings for name in differences(then.get(part, {}), settings[part])]
 
 
 def tries_of(folder: Path) -> int:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hisam_jax.cells.processes import FAILED, Failed, check_same, execute, hisam, note_failure, resolved
+from hisam_jax.cells.processes import (
+    FAILED,
+    CellFiles,
+    Failed,
+    as_flags,
+    begin_cell,
+    check_same,
+    execute,
+    hisam,
+    may_begin_anew,
+    note_failure,
+    refuse_others,
+    resolved,
+)
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Cell, Grid, beside, flat
 from hisam_jax.comparison.inputs import Inputs
+from hisam_jax.config import load_config, need
 from hisam_jax.data.dataset import content_checksum
+from hisam_jax.errors import UserError
+from hisam_jax.tokenizer.run import settings_of
+from hisam_jax.training.assembly import Configs, check_together
+
+FILES = CellFiles("cell.json", "run/evaluation.json", ("run",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Workshop:
             UserError: the folder holds a cell of other settings.
         """
         folder = self.out / cell.folder
-        check_same(folder / "cell.json", self.settings(cell), folder, _hint("cell.json"))
+        begin_cell(folder, FILES, self.settings(cell), _hint(FILES.record))
         evaluate = hisam(["evaluate", "--workdir", folder / "run", "--no-baselines"], {})
         try:
             for step, arguments in (("train", self.train(cell)), ("evaluate", evaluate)):
@@ -102,10 +121,43 @@ class Workshop:
             UserError: it has, with other settings.
         """
         folder = self.out / cell.folder
-        done = (folder / "run" / "evaluation.json").is_file()
+        done = (folder / FILES.result).is_file()
         if done:
-            check_same(folder / "cell.json", self.settings(cell), folder, _hint("cell.json"))
+            check_same(folder / FILES.record, self.settings(cell), folder, _hint(FILES.record))
         return done
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Resolves all that the cells were given, before any is worked on.
+
+        Raises:
+            UserError: a config or an override that a step would refuse, by the row or tokenizer that has it; a cell
+                that began with other settings.
+        """
+        for dataset, name in dict.fromkeys((cell.dataset, cell.row) for cell in cells):
+            row = self.grid.rows[name]
+            self._check_part(f"rows.{name}", row.config_of(dataset), row.overrides, _check_run)
+        for name in dict.fromkeys(self.grid.rows[cell.row].tokenizer for cell in cells):
+            entry = self.grid.tokenizers[name]
+            self._check_part(f"tokenizers.{name}", entry.config, entry.overrides, settings_of)
+        for cell in cells:
+            folder = self.out / cell.folder
+            if not may_begin_anew(folder, FILES):
+                refuse_others(folder / FILES.record, self.settings(cell), folder, _hint(FILES.record))
+
+    def _check_part(self, field: str, file: str, overrides: Mapping, check: Callable[[Any], Any]) -> None:
+        try:
+            config = beside(file, self.config)
+        except UserError as error:
+            raise UserError(str(error), path=self.config, field=f"{field}.config") from error
+        error = _refusal(config, flat(overrides), check)
+        if error is None:
+            return
+        own = _refusal(config, {}, check)
+        blamed, error = ("overrides", error) if own is None else ("config", own)
+        what = f"{config}: {': '.join(filter(None, (error.field, error.problem)))}"
+        raise UserError(
+            what, path=self.config, field=f"{field}.{blamed}", expected=error.expected, hint=error.hint
+        ) from error
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that decides what a cell finds on its dataset, as JSON: its config and its tokenizer's."""
@@ -119,8 +171,23 @@ class Workshop:
         config = beside(row.config_of(cell.dataset), self.config)
         overrides = {**flat(row.overrides), "seed": cell.seed}
         if self.steps:
-            overrides["training.steps"] = min(self.steps, resolved(config, overrides)["training"]["steps"])
+            planned = resolved(config, overrides).get("training", {}).get("steps", self.steps)
+            overrides["training.steps"] = min(self.steps, planned)
         return config, overrides
+
+
+def _check_run(config: Mapping[str, Any]) -> None:
+    need(config, "seed")  # which every cell overrides
+    check_together(Configs.of(config))
+
+
+def _refusal(config: Path, overrides: Mapping[str, Any], check: Callable[[Any], Any]) -> UserError | None:
+    """What a step would say of a config file with these overrides."""
+    try:
+        check(load_config(config, as_flags(overrides)))
+    except UserError as error:
+        return error
+    return None
 
 
 def _hint(record: str) -> str:

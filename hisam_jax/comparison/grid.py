@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hisam_jax.comparison import grid_checks
 from hisam_jax.config import build
 from hisam_jax.errors import UserError
-from hisam_jax.evaluation.baselines import BASELINES
-from hisam_jax.files import is_plain_name
+
+REQUIRED = ("title", "datasets", "tokenizers", "rows", "seeds", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,29 +119,22 @@ class Grid:
         """A grid from the sections of a config file.
 
         Raises:
-            UserError: an unknown or missing field, a row of an unknown tokenizer, dataset or rival, a name that is no
-                name of a folder.
+            UserError: an unknown or missing field, a value of another type, a row of an unknown tokenizer, dataset or
+                rival, a metric that there is none of, a name that is no name of a folder.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in config:
-            if name not in known:
-                raise UserError("unknown config field", field=name, expected=" or ".join(known))
-        for name in known[: known.index("resamples")]:
-            if name not in config:
-                raise UserError("missing config field", field=name, expected=f"a config with {', '.join(known)}")
+        grid_checks.check_fields(config, [field.name for field in dataclasses.fields(cls)], REQUIRED)
+        sections = {"datasets": Data, "tokenizers": Tokenizer, "rows": Row}
+        given = {name: grid_checks.named(name, config[name]) for name in sections}
         parts = {
-            name: {key: build(kind, value, f"{name}.{key}") for key, value in given.items()}
-            for name, kind, given in (
-                ("datasets", Data, config["datasets"]),
-                ("tokenizers", Tokenizer, config["tokenizers"]),
-                ("rows", Row, _named(config["rows"])),
-            )
+            name: {key: build(kind, value, f"{name}.{key}") for key, value in given[name].items()}
+            for name, kind in sections.items()
         }
         grid = cls(
-            config["title"], **parts, seeds=tuple(config["seeds"]), reference=config["reference"],
-            resamples=config.get("resamples", 1000), pairs=tuple(map(tuple, config.get("pairs", ()))),
+            config["title"], **parts, seeds=grid_checks.sequence("seeds", config["seeds"], "seeds such as (0, 1, 2)"),
+            reference=config["reference"], resamples=config.get("resamples", 1000),
+            pairs=grid_checks.pairs(config.get("pairs", ())),
         )  # fmt: skip
-        grid._check()
+        grid_checks.check(grid)
         return grid
 
     def cells(self) -> Iterator[Cell]:
@@ -160,66 +154,6 @@ class Grid:
         """The row that a row is compared with; None for the reference itself."""
         rival = self.rows[row].against or self.reference
         return None if rival == row else rival
-
-    def _check(self) -> None:
-        for section, names in (("datasets", self.datasets), ("tokenizers", self.tokenizers), ("rows", self.rows)):
-            if not names:
-                raise UserError("nothing", field=section, expected="at least one")
-            for name in names:
-                if not is_plain_name(name):
-                    raise UserError(f"name {name!r}", field=section, expected="letters, digits, dots, dashes, _")
-        _check_seeds("seeds", self.seeds)
-        for name, row in self.rows.items():
-            _check_seeds(f"rows.{name}.seeds", row.seeds or self.seeds)
-        rivals = {*self.rows, *BASELINES}
-        for name, row in self.rows.items():
-            if name in BASELINES:
-                raise UserError(f"name {name!r}", field="rows", expected="another: every table has that baseline")
-            self._check_name(f"rows.{name}.tokenizer", row.tokenizer, self.tokenizers)
-            for dataset in row.datasets:
-                self._check_name(f"rows.{name}.datasets", dataset, self.datasets)
-            if row.against:
-                self._check_name(f"rows.{name}.against", row.against, rivals)
-            for dataset in self.datasets if not isinstance(row.config, str) else ():
-                if dataset in (row.datasets or self.datasets):
-                    self._check_name(f"rows.{name}.config", dataset, row.config)
-        self._check_name("reference", self.reference, rivals)
-        for pair in self.pairs:
-            if len(pair) != 2:
-                raise UserError(f"value {pair}", field="pairs", expected="(row, rival)")
-            for name in pair:
-                self._check_name("pairs", name, rivals)
-        for name, data in self.datasets.items():
-            for entry in data.published:
-                for field in ("name", "row", "source"):
-                    if field not in entry:
-                        raise UserError(
-                            f"no {field!r}", field=f"datasets.{name}.published", expected="name, row, source"
-                        )
-                self._check_name(f"datasets.{name}.published.row", entry["row"], rivals)
-
-    @staticmethod
-    def _check_name(field: str, name: str, known) -> None:
-        if name not in known:
-            raise UserError(f"value {name!r}", field=field, expected=" or ".join(sorted(known)))
-
-
-def _check_seeds(field: str, seeds: Sequence[int]) -> None:
-    able = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
-    if not seeds or not able or len(set(seeds)) < len(seeds):
-        raise UserError(f"value {seeds!r}", field=field, expected=f"different whole numbers from 0 to {2**32 - 1}")
-
-
-def _named(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for place, row in enumerate(rows):
-        values = dict(row)
-        name = values.pop("name", None)
-        if name is None or name in found:
-            problem = "no name" if name is None else f"name {name!r} again"
-            raise UserError(problem, field=f"rows[{place}].name", expected="a name of its own")
-        found[name] = values
-    return found
 
 
 def flat(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

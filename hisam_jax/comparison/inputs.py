@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hisam_jax.cells.processes import check_same, execute, hisam, resolved
+from hisam_jax.cells.processes import check_same, execute, hisam, keep, resolved
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Data, Tokenizer, beside, flat
 from hisam_jax.errors import UserError
@@ -47,18 +48,21 @@ class Inputs:
         folder, config = self.out / "ids" / dataset / name, beside(tokenizer.config, self.config)
         arguments = ["tokenize", "--dataset", self.dataset(dataset), "--config", config, "--out", folder]
         settings = {"tokenizer": resolved(config, flat(tokenizer.overrides))}
+        record = self.out / "ids" / dataset / f"{name}.json"
+        command = hisam(arguments, flat(tokenizer.overrides))
+        self.once(folder, command, functools.partial(keep, record, settings))
         with claim(self.out / "locks" / "settings.lock", wait=True):
-            check_same(self.out / "ids" / dataset / f"{name}.json", settings, folder, hint)
-        self.once(folder, hisam(arguments, flat(tokenizer.overrides)))
+            check_same(record, settings, folder, hint)
         return folder
 
-    def once(self, made: Path, command: Sequence[str]) -> None:
-        """Runs a command that makes a file or folder, unless it is there; one process at a time."""
+    def once(self, made: Path, command: Sequence[str], begin: Callable[[], None] = lambda: None) -> None:
+        """Runs a command that makes a file or folder, after `begin`, unless it is there; one process at a time."""
         if made.exists():
             return
         lock = self.out / "locks" / ("-".join(made.relative_to(self.out).parts) + ".lock")
         with claim(lock, wait=True) as held:
             if not made.exists():
+                begin()
                 execute(command, lock.with_suffix(".log"), (held,))
 
     def _prepare(self, name: str, folder: Path) -> list[str]:

@@ -127,7 +127,10 @@ def _against(ours: Sequence[Scores], theirs: Sequence[Scores], frame: Frame, boo
 def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:
     """What the row's runs took, means over its seeds."""
     folders = [shop.out / cell.folder / "run" for cell in cells]
-    records = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    records, plans = (
+        [json.loads((folder / name).read_text()) for folder in folders] for name in ("run.json", "config.json")
+    )
+    memories = [_memory(folder) for folder in folders]
     return {
         "seeds": [cell.seed for cell in cells],
         "parameters": records[0]["parameters"],
@@ -136,7 +139,11 @@ def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:
         "peak_memory_bytes": _mean(records, "peak_memory_bytes"),
         "minutes": (_mean(records, "seconds") or 0.0) / 60,
         "steps": [record["steps"] for record in records],
-        "best_step": [_best_step(folder) for folder in folders],
+        "cut_from": [
+            cut_from(record["steps"], plan["training"], memory)
+            for record, plan, memory in zip(records, plans, memories, strict=True)
+        ],
+        "best_step": [_best_step(folder, memory) for folder, memory in zip(folders, memories, strict=True)],
         "tokenizer": records[0]["tokenizer"],
         "device": sorted({record["device"] for record in records}),
         "versions": records[0]["versions"],
@@ -148,10 +155,28 @@ def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _best_step(folder: Path) -> int | None:
+def _memory(folder: Path) -> Mapping[str, Any]:
+    """What a run's last checkpoint keeps of its training."""
+    steps = saved_steps(folder / "checkpoints")
+    return describe(folder / "checkpoints", steps[-1]).memory if steps else {}
+
+
+def cut_from(steps: int, training: Mapping[str, Any], memory: Mapping[str, Any]) -> int | None:
+    """The steps that a run was to take, where `training.max_minutes` ended it before; None where nothing or else did.
+
+    Args:
+        steps: that it took.
+        training: that section of its config.
+        memory: of its last checkpoint, which holds what else may end training early.
+    """
+    limited = training.get("max_minutes") is not None and memory.get("stopped") is None
+    return training["steps"] if limited and steps < training["steps"] else None
+
+
+def _best_step(folder: Path, memory: Mapping[str, Any]) -> int | None:
     """The step whose parameters were evaluated."""
     steps = saved_steps(folder / "checkpoints")
-    best = describe(folder / "checkpoints", steps[-1]).memory.get("best_step") if steps else None
+    best = memory.get("best_step")
     return best if best in steps else (steps[-1] if steps else None)
 
 

@@ -52,7 +52,8 @@ def compare(
         What `comparison.json` holds.
 
     Raises:
-        UserError: a grid that cannot be, data that cannot be prepared, or cells that failed.
+        UserError: a grid that cannot be, or settings of a row, before any work; data that cannot be prepared; cells
+            that failed.
     """
     grid = Grid.of(config)
     for name, known, field in ((only, grid.rows, "only"), (datasets or {}, grid.datasets, "dataset")):
@@ -63,6 +64,7 @@ def compare(
     shop = Workshop(grid, output_path(out, "out"), Path(config_file), Path(data) if data else None, given, steps)
     if not tables_only:
         cells = [cell for cell in grid.cells() if not only or cell.row in only]
+        shop.check(cells)
         failed = _work(shop, cells, jobs)
     result = _write_tables(shop)
     if not tables_only and failed:

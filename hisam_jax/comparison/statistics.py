@@ -10,13 +10,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hisam_jax.comparison.predictions import Frame, Scores
+from hisam_jax.comparison.predictions import LISTS, LOGITS, Frame, Scores
 from hisam_jax.evaluation import intervals, ranking, summary
 from hisam_jax.evaluation.intervals import Bootstrap, Interval
 from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.evaluation.targets import first_of_user
 
 Table = dict[str, Interval]
+
+
+def metric_names() -> dict[str, list[str]]:
+    """List or way of scoring -> its metrics: `{"retrieval": ["recall@5", ...], ..., "ranking": ["gauc", "auc"]}`."""
+    of_lists = list(summary.retrieval_values(Ranks(np.ones(1, int), np.ones(1, int))))
+    return {name: of_lists for name in LISTS} | {name: list(_KINDS) for name in LOGITS}
 
 
 def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: str | None = None) -> Table:
@@ -115,8 +121,7 @@ def _ranking(
     labels, users = frame.label_E[of_E], frame.rated_E[of_E]
     if not len(labels) or labels.all() or not labels.any():
         return {}
-    kinds: dict[str, Callable] = {"gauc": _gauc, "auc": _auc}
-    found = {f"{name}/{metric}": of(labels, users, ours, theirs, bootstrap) for metric, of in kinds.items()}
+    found = {f"{name}/{metric}": of(labels, users, ours, theirs, bootstrap) for metric, of in _KINDS.items()}
     return {metric: value for metric, value in found.items() if value}
 
 
@@ -146,3 +151,6 @@ def _auc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:
     if result and len(ours) > 1 and not len(theirs):
         result["seeds"] = [ranking.auc(labels, scores) for scores in ours]
     return result
+
+
+_KINDS: dict[str, Callable] = {"gauc": _gauc, "auc": _auc}

@@ -19,14 +19,14 @@ READING = (
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The page."""
-    parts = [f"# {result['title']}\n", READING]
+    parts: list[str] = [f"# {result['title']}\n", READING]
     for table in result["datasets"].values():
         parts += [f"## {table['title']}\n", _about(table), *_leading(table), _grouped(table)]
         parts += [_pairs(table)] if table.get("pairs") else []
         parts += [_published(table)] if table.get("published") else []
-        parts += [_cost(table)]
+        parts += [_cost(table), _cut(table)]
         parts += [f"- {cell} failed: {said}" for cell, said in table["failed"].items()]
-    return "\n".join(parts).rstrip("\n") + "\n"
+    return "\n".join(filter(None, parts)).rstrip("\n") + "\n"
 
 
 def _about(table: Mapping[str, Any]) -> str:
@@ -68,7 +68,9 @@ def _leading_row(lead: Sequence[str]):
 
 
 def _grouped(table: Mapping[str, Any]) -> str:
-    metric = _shown(table)[0] if _shown(table) else ""
+    if not _shown(table):
+        return ""
+    metric = _shown(table)[0]
     header = [metric, *(name.replace("_", " ") for name in GROUPS)]
 
     def cells(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -79,6 +81,8 @@ def _grouped(table: Mapping[str, Any]) -> str:
 
 def _pairs(table: Mapping[str, Any]) -> str:
     lead = _shown(table)
+    if not lead:
+        return ""
     header = [
         "pair",
         *(f"Δ {metric}" for metric in lead),
@@ -129,6 +133,18 @@ def _cost(table: Mapping[str, Any]) -> str:
 
     trained = {**table, "rows": {name: row for name, row in table["rows"].items() if "seeds" in row}}
     return markdown_table(header, _with_groups(trained, len(header), cells))
+
+
+def _cut(table: Mapping[str, Any]) -> str:
+    """A line for each run that its time limit ended: another machine, or another load of this one, cuts elsewhere."""
+    said = [
+        f"- {name}, seed {seed}: stopped by its time limit at step {step} of {planned}\n"
+        for name, row in table["rows"].items()
+        if "cut_from" in row
+        for seed, step, planned in zip(row["seeds"], row["steps"], row["cut_from"], strict=True)
+        if planned
+    ]
+    return "".join(said)
 
 
 def _shown(table: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,9 @@ import ml_collections
 from hisam_jax.cells.pool import Pool, Work
 from hisam_jax.cells.processes import (
     FAILED,
+    CellFiles,
     Failed,
+    begin_cell,
     check_same,
     execute,
     failure_of,
@@ -43,6 +45,7 @@ from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 
 MENDABLE = 2  # the exit code of what will not go better next time
 CHANGED = "give another --out, or remove it"
+FILES = CellFiles("task.json", "cell.json", ("run", "plan.json"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Yard:
             UserError: the folder holds a cell of other settings.
         """
         folder = self.out / cell.folder
-        check_same(folder / "task.json", self.settings(cell), folder, CHANGED)
+        begin_cell(folder, FILES, self.settings(cell), CHANGED)
         if tries_of(folder) >= self.sweep.attempts:
             raise Failed(f"{failure_of(folder)} ({tries_of(folder)} times; remove {folder / FAILED} to try again)")
         command = ["-m", "hisam_jax.scaling.cell", str(folder), *map(str, self.inputs())]
@@ -135,14 +138,19 @@ class Yard:
         (folder / FAILED).unlink(missing_ok=True)
 
     def run_here(self, cell: Cell) -> None:
-        """Does a cell in this process, or goes on with it; what it raises is not kept.
+        """Does a cell in this process, or goes on with it; what a user can mend is kept in its `failed.json`.
 
         Raises:
             UserError: as `run` and `run_cell`.
         """
-        folder = self.out / cell.folder
-        check_same(folder / "task.json", self.settings(cell), folder, CHANGED)
-        run_cell(folder, *map(str, self.inputs()))
+        folder, inputs = self.out / cell.folder, map(str, self.inputs())
+        begin_cell(folder, FILES, self.settings(cell), CHANGED)
+        try:
+            run_cell(folder, *inputs)
+        except UserError as error:
+            note_failure(folder, Failed(str(error), error.exit_code))
+            raise
+        (folder / FAILED).unlink(missing_ok=True)
 
     def again(self, cell: Cell, error: Failed) -> bool:
         """Whether a cell that failed is tried once more: not what would fail again, nor too often."""

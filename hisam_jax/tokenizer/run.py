@@ -56,13 +56,8 @@ def tokenize(
     output_path(out, "out")
     if not isinstance(config, ml_collections.ConfigDict):
         config = configs.load_config(config, overrides)
-    configs.need(config, "name", "seed", "collisions")
-    entry = registry.entry(config.name)
-    configs.need(config, config.name)
-    collisions.check_policy(config.collisions)
-    seed = configs.seed_of(config)
-    settings = configs.build(entry.config, config[config.name], config.name)
-    limits = configs.build(AlarmConfig, config.get("alarms", {}), "alarms")
+    settings, limits = settings_of(config)
+    entry, seed = registry.entry(config.name), configs.seed_of(config)
     data = Dataset.load(dataset)
     if not any(present.any() for present in data.present.values()):
         expected = "text or image features: run `hisam prepare` with an encoder"
@@ -103,6 +98,21 @@ def tokenize(
         table.write_into(scratch, registry.item_features(model, data.features, data.present))
         (scratch / "diagnostics.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def settings_of(config: ml_collections.ConfigDict) -> tuple[Any, AlarmConfig]:
+    """The tokenizer's own record that a config file holds, and when its training is reported as going wrong.
+
+    Raises:
+        UserError: an unknown tokenizer, field or policy, or no seed.
+    """
+    configs.need(config, "name", "seed", "collisions")
+    entry = registry.entry(config.name)
+    configs.need(config, config.name)
+    collisions.check_policy(config.collisions)
+    configs.seed_of(config)
+    limits = configs.build(AlarmConfig, config.get("alarms", {}), "alarms")
+    return configs.build(entry.config, config[config.name], config.name), limits
 
 
 def make_table(

@@ -194,7 +194,7 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
     configs = Configs.of(config)
     data = Dataset.load(dataset)
     table = SemanticIDTable.load(ids, item_ids=data.items["item_id"].to_list())
-    _check_together(configs)
+    check_together(configs)
     if configs.model.ranking and not data.manifest["has_ratings"]:
         raise UserError(
             f"weight {configs.model.ranking}",
@@ -210,8 +210,12 @@ def assemble(dataset: str | os.PathLike, ids: str | os.PathLike, config: Mapping
     return Assembly(configs, data, table, catalog, model)
 
 
-def _check_together(configs: Configs) -> None:
-    """What fields of one section ask of another's."""
+def check_together(configs: Configs) -> None:
+    """What fields of one section ask of another's.
+
+    Raises:
+        UserError: names the field that does not go with the others.
+    """
     monitor, blend = configs.training.monitor, configs.evaluation.blend
     if configs.data.validation_too and monitor is not None:
         raise UserError(f"value {monitor!r}", field="training.monitor", expected="None with data.validation_too")
