@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def main() -> None:
             load_config(file), file, arguments.work / name, data=arguments.data, only=arguments.rows,
             jobs=arguments.jobs, tables_only=arguments.tables,
         )  # fmt: skip
+        keep_pictures(arguments.work / name / "plots", RESULTS / "comparison" / name)
         results[name] = {
             "command": f"python -m benchmarks.comparison --data DIR --only {name}",
             "date": today(),
@@ -53,14 +55,34 @@ def main() -> None:
         atomic_write(RESULTS / "comparison.md", markdown(ordered))
 
 
+def keep_pictures(plots: Path, folder: Path) -> None:
+    """The grid's pictures beside the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in sorted(plots.glob("*.svg")):
+        shutil.copyfile(picture, folder / picture.name)
+
+
+def pictures_of(grid: str, result: dict[str, Any]) -> str:
+    """Links to the pictures that lie beside the page."""
+    found = []
+    for dataset, table in result["datasets"].items():
+        kinds = {"": "the leading metric", "-curves": "what validation said of each row as it trained"}
+        for kind, said in kinds.items():
+            place = f"comparison/{grid}/{dataset}{kind}.svg"
+            if (RESULTS / place).is_file():
+                found.append(f"![{table['title']}: {said}]({place})\n")
+    return "\n".join(found)
+
+
 def markdown(results: dict[str, Any]) -> str:
     """All grids on one page."""
     parts = ["# Tokenizers, models and switches compared\n", tables.READING]
-    for entry in results.values():
+    for grid, entry in results.items():
         packages = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
         source = f"`{entry['command']}`, {entry['date']}, {entry['device']}, {packages}.\n"
         body = tables.markdown(entry["result"]).replace(tables.READING, source)
         parts.append("\n".join(f"#{line}" if line.startswith("#") else line for line in body.splitlines()) + "\n")
+        parts.append(pictures_of(grid, entry["result"]))
     return "\n".join(parts)
 
 

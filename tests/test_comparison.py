@@ -1,5 +1,6 @@
 """A grid of runs: what is refused, the statistics against plain arithmetic, a kill and a failure on the way."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,9 +21,10 @@ from hisam_jax.comparison import statistics, tables
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Grid, Tokenizer, flat
 from hisam_jax.comparison.inputs import Inputs
+from hisam_jax.comparison.plots import curves, curves_of
 from hisam_jax.comparison.predictions import GROUPS, LISTS, LOGITS, Frame, Scores
-from hisam_jax.comparison.results import cut_from
 from hisam_jax.comparison.run import compare
+from hisam_jax.comparison.runs import cut_from
 from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation import ranking
@@ -214,6 +216,9 @@ METRICS = {"title": "A tiny shop", "metrics": ("retrieval/recal@10",)}
         ({"pairs": (("hmat", "hmat"),)}, "pairs", "two different names"),
         ({"pairs": (("hmat", "hmatt"),)}, "pairs", "'hmatt'"),
         ({"pairs": (("hmat",),)}, "pairs", "('hmat',)"),
+        ({"across": (("tiny/hmat", "tiny/hmat"),)}, "across", "two different names"),
+        ({"across": (("tiny/hmat", "hmat"),)}, "across", "'hmat'"),
+        ({"across": (("tiny/hmat", "tiny/popularity"),)}, "across", "tiny/popularity"),
         (published(row="b"), "datasets.tiny.published[0].row", "'b'"),
         (published(source=...), "datasets.tiny.published[0].source", "missing config field"),
         (published(name=3), "datasets.tiny.published[0].name", "3; expected text"),
@@ -360,7 +365,8 @@ def test_a_killed_comparison_goes_on_to_the_same_tables(tmp_path):
     tiny = {"tiny": {"title": "A tiny shop", "published": figures}}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        write_grid(tmp_path / name, rows, seeds=(0,), pairs=(("flat", "hmat"), ("hmat", "flat")), datasets=tiny)
+        both = {"pairs": (("flat", "hmat"), ("hmat", "flat")), "across": (("tiny/flat", "tiny/hmat"),)}
+        write_grid(tmp_path / name, rows, seeds=(0,), datasets=tiny, **both)
     done = subprocess.run(command(tmp_path / "whole", "--jobs", "2"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     killed = subprocess.Popen(command(tmp_path / "killed"), start_new_session=True, stderr=subprocess.PIPE)
@@ -375,7 +381,9 @@ def test_a_killed_comparison_goes_on_to_the_same_tables(tmp_path):
     page = (tmp_path / "whole" / "out" / "comparison.md").read_text()
     assert all(name in page for name in ("| hmat |", "| flat |", "| item_knn |", "| popularity |"))
     assert (tmp_path / "whole" / "out" / "plots" / "tiny.svg").read_text().startswith("<?xml")
+    (across,) = outcome(tmp_path / "whole")["across"]
     found = outcome(tmp_path / "whole")["datasets"]["tiny"]
+    assert across["metrics"] == found["pairs"][0]["metrics"] and "| tiny/flat less tiny/hmat | " in page
     there, back = (pair["metrics"]["retrieval/recall@10"] for pair in found["pairs"])
     assert there["value"] == -back["value"] and "| flat less hmat | " + tables.difference(there) in page
     missing = found["rows"]["hmat"]["metrics"]["retrieval/recall@10"]["value"] - 2.0
@@ -477,6 +485,34 @@ def test_a_page_without_any_metric_has_no_table_of_them():
     pair = {"row": "hmat", "rival": "flat", "metrics": {}, "groups": {group: {} for group in GROUPS}}
     page = tables.markdown({"title": "T", "datasets": {"tiny": table_of() | {"pairs": [pair]}}})
     assert "hmat less flat" not in page and "cold user" not in page and "| hmat | dst | 10 |" in page
+
+
+def test_curves_are_those_of_each_metric_that_was_watched():
+    one, two = ([[10, 0.1], [20, 0.3]], [[5, 0.2], [10, 0.1]])
+    table = table_of(curve={"metric": "validation/a", "points": one})
+    run = table["rows"]["hmat"]
+    others = {
+        "flat": {"metric": "validation/a", "points": two},
+        "din": {"metric": "validation/b", "points": two},
+        "short": {"metric": "validation/a", "points": one[:1]},
+        "old": None,
+    }
+    table["rows"] |= {name: {**run, "curve": curve} for name, curve in others.items()}
+    assert curves_of(table) == {"validation/a": {"hmat": one, "flat": two}, "validation/b": {"din": two}}
+    drawn = curves(table)
+    assert drawn == curves(table) and drawn.startswith("<?xml") and drawn.count("PathCollection") == 0
+
+
+def test_a_published_figure_that_is_missed_says_why():
+    entry = {"name": "Them", "row": "hmat", "source": "a paper", "retrieval/recall@10": 0.5, "why": "cut short"}
+    page = tables.markdown({"title": "T", "datasets": {"tiny": table_of() | {"published": [entry]}}})
+    assert "| Them | a paper | retrieval/recall@10 | 0.5000 | hmat |  |  | cut short |" in page
+
+
+def test_frames_of_other_events_are_not_the_same():
+    frame = frame_of(5, np.random.default_rng(0))
+    assert frame.same(frame_of(5, np.random.default_rng(0)))
+    assert not frame.same(dataclasses.replace(frame, item_T=frame.item_T + 1))
 
 
 def test_a_frame_refuses_scores_of_other_targets():

@@ -10,6 +10,7 @@ import pytest
 from scaling_fixtures import BUDGETS, LAWS, cell, planted
 
 from hisam_jax.chips import CHIPS
+from hisam_jax.drawing import svg
 from hisam_jax.errors import UserError
 from hisam_jax.scaling import fits, frontier, page, plots
 from hisam_jax.scaling.isoflop import OUTSIDE, fit_bowls
@@ -185,7 +186,7 @@ def test_the_page_says_what_was_found(result):
     assert all(f"](plots/{name}.svg)" in text for name in pictures)
     assert "(2.5 passes)" in text and "x failed: out of luck" in text and "4.200" in text
     assert "1,000 hours of one NVIDIA H100 (989 TFLOP/s peak, 30% of it used) = 1.07e+21 FLOPs" in text
-    assert plots.svg(pictures["loss"]) == plots.svg(plots.figures(result)["loss"])
+    assert svg(pictures["loss"]) == svg(plots.figures(result)["loss"])
 
 
 def test_a_page_of_too_few_cells_says_so_in_place_of_a_law():

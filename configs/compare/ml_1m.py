@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
             "tokenizers": {"dst": {"config": "configs/tokenizer/dst.py"}},
             "seeds": (0,),
             "reference": "sasrec-ce",
+            "across": (("both/hmat", "text/hmat"), ("both/hmat", "posters/hmat"), ("text/hmat", "posters/hmat")),
             "rows": (
                 {
                     "name": "hmat", "config": "configs/ml_1m.py", "tokenizer": "dst", "group": "ours",

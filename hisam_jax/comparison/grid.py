@@ -25,8 +25,9 @@ class Data:
         title: for the tables.
         note: what a reader of the tables should know of the data.
         metrics: that lead the tables, such as `retrieval/recall@10`; the first one is drawn.
-        published: figures of others to be held against, each with `name`, `row` (ours), `source` and the values of
-            metrics by name; a value is compared with the row's masked and unmasked interval, as tables differ in this.
+        published: figures of others to be held against, each with `name`, `row` (ours), `source`, the values of
+            metrics by name and, if they differ, `why`; a value is compared with the row's masked and unmasked
+            interval, as tables differ in this.
     """
 
     prepare: Mapping = dataclasses.field(default_factory=dict)
@@ -103,6 +104,7 @@ class Grid:
         reference: the row that others are compared with.
         resamples: of the bootstrap over users.
         pairs: `(row, rival)` whose paired differences have a table of their own, by groups of users and items too.
+        across: the same over datasets of one split, each side `DATASET/ROW`, such as `("both/hmat", "text/hmat")`.
     """
 
     title: str
@@ -113,6 +115,7 @@ class Grid:
     reference: str
     resamples: int = 1000
     pairs: tuple = ()
+    across: tuple = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Grid:
@@ -132,7 +135,7 @@ class Grid:
         grid = cls(
             config["title"], **parts, seeds=grid_checks.sequence("seeds", config["seeds"], "seeds such as (0, 1, 2)"),
             reference=config["reference"], resamples=config.get("resamples", 1000),
-            pairs=grid_checks.pairs(config.get("pairs", ())),
+            **{name: grid_checks.pairs(name, config.get(name, ())) for name in ("pairs", "across")},
         )  # fmt: skip
         grid_checks.check(grid)
         return grid

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hisam_jax.comparison.grid import Data, Grid, Row
 
 FEWEST_RESAMPLES = 10
-ABOUT = ("name", "row", "source")  # of a published figure; its other fields are metrics
+ABOUT = ("name", "row", "source")  # of a published figure; its other fields are metrics, and why ours may differ
 A_ROW = "a row with name, config and tokenizer"
 SHOWN = 60  # characters of a value in a message
 
@@ -79,17 +79,17 @@ def sequence(field: str, value: Any, expected: str) -> tuple:
     return tuple(value)
 
 
-def pairs(given: Any) -> tuple:
-    """The field `pairs`, two names each.
+def pairs(field: str, given: Any) -> tuple:
+    """The field `pairs` or `across`, two names each.
 
     Raises:
         UserError: it is something else.
     """
     expected = "(row, rival), two different names"
-    found = tuple(sequence("pairs", pair, expected) for pair in sequence("pairs", given, f"a list of {expected}"))
+    found = tuple(sequence(field, pair, expected) for pair in sequence(field, given, f"a list of {expected}"))
     for pair in found:
         if len(pair) != 2 or pair[0] == pair[1]:
-            raise _wrong("pairs", pair, expected)
+            raise _wrong(field, pair, expected)
     return found
 
 
@@ -114,6 +114,10 @@ def check(grid: Grid) -> None:
     for pair in grid.pairs:
         for name in pair:
             _check_known("pairs", name, rivals)
+    places = [f"{dataset}/{row}" for dataset in grid.datasets for row in grid.rows_of(dataset)]
+    for pair in grid.across:
+        for name in pair:
+            _check_known("across", name, places)
     for name, data in grid.datasets.items():
         _check_data(f"datasets.{name}", data, rivals)
 
@@ -155,7 +159,7 @@ def _check_published(field: str, entry: Mapping[str, Any], rivals: Collection[st
             raise _wrong(f"{field}.{name}", entry[name], "text")
     _check_known(f"{field}.row", entry["row"], rivals)
     for name, value in entry.items():
-        if name in ABOUT:
+        if name in ABOUT or (name == "why" and isinstance(value, str)):
             continue
         _check_metric(field, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -40,6 +40,11 @@ class Frame:
     of_T: Mapping[str, np.ndarray]
     of_E: Mapping[str, np.ndarray]
 
+    def same(self, other: Frame) -> bool:
+        """Whether both hold out the same events."""
+        names = ("user_T", "item_T", "rated_E", "label_E")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
     def check(self, arrays: Mapping[str, np.ndarray], path: Path) -> None:
         """Refuses predictions for other targets.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,17 @@ from hisam_jax.cells.processes import failure_of
 from hisam_jax.comparison import statistics
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell
-from hisam_jax.comparison.plots import forest, leading
+from hisam_jax.comparison.plots import curves, curves_of, forest, leading
 from hisam_jax.comparison.predictions import Frame, Scores, load_frame, load_scores
+from hisam_jax.comparison.runs import taken
 from hisam_jax.comparison.tables import markdown
 from hisam_jax.data.dataset import read_manifest
+from hisam_jax.errors import UserError
 from hisam_jax.evaluation import ranking
 from hisam_jax.evaluation.cold_start import GROUPS
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.files import atomic_write
 from hisam_jax.remote import local
-from hisam_jax.training.checkpoints import describe, saved_steps
 
 
 def collect(shop: Workshop) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def collect(shop: Workshop) -> dict[str, Any]:
     for name in shop.grid.datasets:
         if (shop.out / "frames" / name / "targets.npz").is_file():
             datasets[name] = _of_dataset(shop, name)
-    return {"title": shop.grid.title, "reference": shop.grid.reference, "datasets": datasets}
+    across = [pair for names in shop.grid.across if (pair := _across(shop, *names))]
+    return {"title": shop.grid.title, "reference": shop.grid.reference, "datasets": datasets, "across": across}
 
 
 def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None:
@@ -42,6 +43,8 @@ def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None
     for name, table in drawn.items() if plots else ():
         (shop.out / "plots").mkdir(exist_ok=True)
         atomic_write(shop.out / "plots" / f"{name}.svg", forest(table))
+        if curves_of(table):
+            atomic_write(shop.out / "plots" / f"{name}-curves.svg", curves(table))
 
 
 def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
@@ -60,7 +63,9 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
             shop.rows[made_of] = _row(known[row], theirs, rival, frame, bootstrap)
         rows[row] = dict(shop.rows[made_of])
         if row in cells:
-            rows[row] |= _run(shop, cells[row]) | {"group": grid.rows[row].group, "note": grid.rows[row].note}
+            folders = [shop.out / cell.folder / "run" for cell in cells[row]]
+            rows[row] |= taken(folders, _seeds(cells, row))
+            rows[row] |= {"group": grid.rows[row].group, "note": grid.rows[row].note}
     pairs = []
     for row, rival in grid.pairs:
         if row in known and rival in known:
@@ -85,6 +90,30 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
         "published": [dict(entry) for entry in data.published],
         "failed": _failed(shop, dataset),
     }
+
+
+def _across(shop: Workshop, ours: str, theirs: str) -> dict[str, Any] | None:
+    """A paired difference between rows of two datasets; None while one is not there.
+
+    Raises:
+        UserError: these datasets hold out other events.
+    """
+    sides = []
+    for dataset, row in (ours.split("/"), theirs.split("/")):
+        cells = _finished(shop, dataset).get(row) if (shop.frame(dataset) / "targets.npz").is_file() else None
+        if not cells:
+            return None
+        frame, _ = load_frame(shop.frame(dataset))
+        scores = [load_scores(shop.out / cell.folder / "run", frame) for cell in cells]
+        sides.append((frame, scores, tuple(cell.seed for cell in cells)))
+    (frame, scores, seeds), (their_frame, their_scores, their_seeds) = sides
+    if not frame.same(their_frame):
+        raise UserError(f"{ours} and {theirs} hold out other events", field="across", expected="datasets of one split")
+    key = "across", ours, seeds, theirs, their_seeds
+    if key not in shop.rows:
+        found = _against(scores, their_scores, frame, Bootstrap(resamples=shop.grid.resamples))
+        shop.rows[key] = {"row": ours, "rival": theirs} | found
+    return {**shop.rows[key], "lead": list(shop.grid.datasets[ours.split("/")[0]].metrics)}
 
 
 def _rated(frame: Frame) -> dict[str, int]:
@@ -122,62 +151,6 @@ def _row(
 def _against(ours: Sequence[Scores], theirs: Sequence[Scores], frame: Frame, bootstrap: Bootstrap) -> dict[str, Any]:
     tables = {group: statistics.differences(ours, theirs, frame, bootstrap, group) for group in (None, *GROUPS)}
     return {"metrics": tables.pop(None), "groups": tables}
-
-
-def _run(shop: Workshop, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What the row's runs took, means over its seeds."""
-    folders = [shop.out / cell.folder / "run" for cell in cells]
-    records, plans = (
-        [json.loads((folder / name).read_text()) for folder in folders] for name in ("run.json", "config.json")
-    )
-    memories = [_memory(folder) for folder in folders]
-    return {
-        "seeds": [cell.seed for cell in cells],
-        "parameters": records[0]["parameters"],
-        "train_flops_per_item": records[0].get("train_flops_per_item"),
-        "items_per_second": _mean(records, "items_per_second"),
-        "peak_memory_bytes": _mean(records, "peak_memory_bytes"),
-        "minutes": (_mean(records, "seconds") or 0.0) / 60,
-        "steps": [record["steps"] for record in records],
-        "cut_from": [
-            cut_from(record["steps"], plan["training"], memory)
-            for record, plan, memory in zip(records, plans, memories, strict=True)
-        ],
-        "best_step": [_best_step(folder, memory) for folder, memory in zip(folders, memories, strict=True)],
-        "tokenizer": records[0]["tokenizer"],
-        "device": sorted({record["device"] for record in records}),
-        "versions": records[0]["versions"],
-    }
-
-
-def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    known = [record[name] for record in records if record[name]]
-    return float(np.mean(known)) if known else None
-
-
-def _memory(folder: Path) -> Mapping[str, Any]:
-    """What a run's last checkpoint keeps of its training."""
-    steps = saved_steps(folder / "checkpoints")
-    return describe(folder / "checkpoints", steps[-1]).memory if steps else {}
-
-
-def cut_from(steps: int, training: Mapping[str, Any], memory: Mapping[str, Any]) -> int | None:
-    """The steps that a run was to take, where `training.max_minutes` ended it before; None where nothing or else did.
-
-    Args:
-        steps: that it took.
-        training: that section of its config.
-        memory: of its last checkpoint, which holds what else may end training early.
-    """
-    limited = training.get("max_minutes") is not None and memory.get("stopped") is None
-    return training["steps"] if limited and steps < training["steps"] else None
-
-
-def _best_step(folder: Path, memory: Mapping[str, Any]) -> int | None:
-    """The step whose parameters were evaluated."""
-    steps = saved_steps(folder / "checkpoints")
-    best = memory.get("best_step")
-    return best if best in steps else (steps[-1] if steps else None)
 
 
 def _failed(shop: Workshop, dataset: str) -> dict[str, str]:

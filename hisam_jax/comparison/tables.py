@@ -12,8 +12,9 @@ from hisam_jax.markdown import interval, markdown_table
 READING = (
     "Seen items leave every list unless a metric says unmasked. Brackets: 95 % bootstrap interval over users, of the "
     "mean over a row's seeds; ± is the standard deviation between seeds. Differences are paired over the same users; "
-    "an asterisk marks an interval that excludes zero. What is cold is counted in the training split, also for rows "
-    "that train on validation events too.\n"
+    "an asterisk marks an interval that excludes zero, each for itself: their number is not corrected for, and with "
+    "one seed it says nothing of another. Pace and minutes are those of a machine that did other work too. What is "
+    "cold is counted in the training split, also for rows that train on validation events too.\n"
 )
 
 
@@ -26,6 +27,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         parts += [_published(table)] if table.get("published") else []
         parts += [_cost(table), _cut(table)]
         parts += [f"- {cell} failed: {said}" for cell, said in table["failed"].items()]
+    if result.get("across"):
+        parts += ["## Across datasets\n", _differences(result["across"], result["across"][0]["lead"])]
     return "\n".join(filter(None, parts)).rstrip("\n") + "\n"
 
 
@@ -80,16 +83,17 @@ def _grouped(table: Mapping[str, Any]) -> str:
 
 
 def _pairs(table: Mapping[str, Any]) -> str:
-    lead = _shown(table)
-    if not lead:
-        return ""
+    return _differences(table["pairs"], _shown(table)) if _shown(table) else ""
+
+
+def _differences(pairs: Sequence[Mapping[str, Any]], lead: Sequence[str]) -> str:
     header = [
         "pair",
         *(f"Δ {metric}" for metric in lead),
         *(f"Δ {lead[0]}, {group.replace('_', ' ')}" for group in GROUPS),
     ]
     rows = []
-    for pair in table["pairs"]:
+    for pair in pairs:
         by_group = (pair["groups"][group].get(lead[0]) for group in GROUPS)
         found = [*(pair["metrics"].get(metric) for metric in lead), *by_group]
         rows.append([f"{pair['row']} less {pair['rival']}", *map(difference, found)])
@@ -101,12 +105,13 @@ def _published(table: Mapping[str, Any]) -> str:
     for entry in table["published"]:
         row = table["rows"].get(entry["row"])
         for metric, value in entry.items():
-            if metric in ("name", "row", "source"):
+            if metric in ("name", "row", "source", "why"):
                 continue
             ours = [row["metrics"].get(name) if row else None for name in (metric, f"{metric}/unmasked")]
             said = [_beside(value, found) for found in ours]
-            rows.append([entry["name"], entry["source"], metric, f"{value:.4f}", entry["row"], *said])
-    return markdown_table(["published", "source", "metric", "figure", "row", "masked", "unmasked"], rows)
+            why = entry.get("why", "")
+            rows.append([entry["name"], entry["source"], metric, f"{value:.4f}", entry["row"], *said, why])
+    return markdown_table(["published", "source", "metric", "figure", "row", "masked", "unmasked", "ours"], rows)
 
 
 def _beside(value: float, found: Mapping[str, Any] | None) -> str:
@@ -118,6 +123,9 @@ def _beside(value: float, found: Mapping[str, Any] | None) -> str:
 
 
 def _cost(table: Mapping[str, Any]) -> str:
+    trained = {**table, "rows": {name: row for name, row in table["rows"].items() if "seeds" in row}}
+    if not trained["rows"]:
+        return ""
     header = ["row", "tokenizer", "parameters", "of them tables", "MFLOPs an item", "items/s", "host GiB", "minutes",
               "best step", "device"]  # fmt: skip
 
@@ -128,11 +136,15 @@ def _cost(table: Mapping[str, Any]) -> str:
             name, str(row["tokenizer"]), f"{row['parameters']['total']:,}", f"{row['parameters']['tables']:,}",
             f"{flops / 1e6:,.2f}" if flops else "", f"{row['items_per_second'] or 0:,.0f}",
             f"{row['peak_memory_bytes'] / 2**30:.2f}", f"{row['minutes']:.1f}",
-            ", ".join(best), ", ".join(row["device"]),
+            ", ".join(best), _device(row),
         ]  # fmt: skip
 
-    trained = {**table, "rows": {name: row for name, row in table["rows"].items() if "seeds" in row}}
     return markdown_table(header, _with_groups(trained, len(header), cells))
+
+
+def _device(row: Mapping[str, Any]) -> str:
+    held = row.get("device_memory_bytes")
+    return ", ".join(row["device"]) + (f", {held / 2**30:.2f} GiB of one at its fullest" if held else "")
 
 
 def _cut(table: Mapping[str, Any]) -> str:

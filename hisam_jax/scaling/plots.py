@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from hisam_jax.comparison.plots import INK, OURS, SIMPLE
@@ -28,14 +26,6 @@ def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
     if result["histories"]:
         found["history"] = _history(result)
     return found
-
-
-def svg(figure: Figure) -> str:
-    """The picture as SVG, the same whenever it is drawn."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hisam"}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def _panels(count: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, Sequence[Axes]]:

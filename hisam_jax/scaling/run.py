@@ -32,6 +32,7 @@ from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import beside, flat
 from hisam_jax.comparison.inputs import Inputs
 from hisam_jax.data.dataset import content_checksum
+from hisam_jax.drawing import svg
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
 from hisam_jax.paths import output_path
@@ -273,7 +274,7 @@ def write_page(yard: Yard, targets: Sequence[Target] = ()) -> dict[str, Any]:
         pictures = plots.figures(result)
         (yard.out / "plots").mkdir(exist_ok=True)
         for name, figure in pictures.items():
-            atomic_write(yard.out / "plots" / f"{name}.svg", plots.svg(figure))
+            atomic_write(yard.out / "plots" / f"{name}.svg", svg(figure))
         atomic_write(yard.out / "scale.json", json.dumps(result, indent=1) + "\n")
         atomic_write(yard.out / "scale.md", page.markdown(result, list(pictures)))
     return result

@@ -232,7 +232,14 @@ def _outcome(assembly: Assembly, state: loop.TrainState, folder: Path, seconds: 
         "seconds": lines[-1]["seconds"] if lines else seconds,
         "items_per_second": float(np.median(paces)) if paces else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "device_memory_bytes": _device_peak(),
     }
+
+
+def _device_peak() -> int | None:
+    """Bytes of the fullest accelerator of this process at its fullest; None where devices do not count them."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return max(peaks) or None
 
 
 def _plain(value: Any) -> Any:
