@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -107,6 +108,22 @@ def test_a_cell_with_something_to_lose_is_not_begun_anew(has, tmp_path, monkeypa
     with pytest.raises(UserError, match="was made with other settings"):
         begin_cell(folder, FILES, MENDED, "remove it")
     assert (folder / "run" / "run.json").is_file() and json.loads((folder / "task.json").read_text()) == OLD
+
+
+@pytest.mark.parametrize(("jobs", "given", "expected"), [(3, None, "0.300"), (1, None, None), (2, "0.2", "0.2")])
+def test_jobs_share_a_gpus_memory(jobs, given, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv(pool.FRACTION, raising=False)
+    if given:
+        monkeypatch.setenv(pool.FRACTION, given)
+    seen = []
+
+    def run(cell, lock, stop):
+        seen.append(os.environ.get(pool.FRACTION))
+        (tmp_path / cell).touch()
+
+    work = Work("test", tmp_path / "locks", Path, lambda cell: (tmp_path / cell).exists(), run, lambda: None)
+    assert Pool(work, ["a"], jobs).work() == {}
+    assert seen == [expected] and os.environ.get(pool.FRACTION) == given
 
 
 def test_jobs_share_the_cores():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import contextlib
 import itertools
 import os
 import queue
@@ -18,6 +19,7 @@ from hisam_jax.claims import claim
 
 C = TypeVar("C", bound=Hashable)
 WAIT_SECONDS = 5.0  # between two looks at cells that other processes hold
+GPU_SHARE, FRACTION = 0.9, "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU, that all cells at a time have together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Work(Generic[C]):
 
 
 class Pool(Generic[C]):
-    """Runs cells, `jobs` at a time, each on its share of the cores."""
+    """Runs cells, `jobs` at a time, each on its share of the cores and of a GPU's memory."""
 
     def __init__(self, work: Work[C], cells: Sequence[C], jobs: int):
         self._does, self._cells, self._jobs = work, cells, max(1, jobs)
@@ -54,6 +56,10 @@ class Pool(Generic[C]):
 
     def work(self) -> dict[C, str]:
         """Runs all cells; returns those that failed, with what they said."""
+        with _share_of_a_gpu(self._jobs):
+            return self._work()
+
+    def _work(self) -> dict[C, str]:
         while todo := self._left():
             turn = iter(todo)
             threads = [threading.Thread(target=self._thread, args=(n, turn), daemon=True) for n in range(self._jobs)]
@@ -110,6 +116,19 @@ class Pool(Generic[C]):
                     self._failed[cell] = str(error)
                 return
         does.after()
+
+
+@contextlib.contextmanager
+def _share_of_a_gpu(jobs: int) -> Iterator[None]:
+    """Sets what tells cells' processes their share of a GPU's memory, of which the first would take nearly all."""
+    if jobs == 1 or FRACTION in os.environ:
+        yield
+        return
+    os.environ[FRACTION] = f"{GPU_SHARE / jobs:.3f}"
+    try:
+        yield
+    finally:
+        os.environ.pop(FRACTION, None)
 
 
 def share(cores: Sequence[int], number: int, jobs: int) -> set[int]:
