@@ -204,7 +204,8 @@ def test_every_route_of_the_service_is_in_the_table():
 def test_every_public_module_is_in_the_reference():
     pages = "\n".join(hooks.on_page_markdown(page.read_text()) for page in (DOCS / "reference").glob("*.md"))
     shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.M))
-    rooms = ("data", "tokenizer", "kernels", "models", "training", "evaluation", "inference", "serving")
+    rooms = ("data", "tokenizer", "kernels", "models", "training", "evaluation", "inference", "serving", "scaling",
+             "compilation", "comparison", "cells")  # fmt: skip
     for room in rooms:
         for file in (ROOT / "hisam_jax" / room).glob("*.py"):
             name = f"hisam_jax.{room}.{file.stem}"
