@@ -40,6 +40,7 @@ SHORTER = {
     "tokenize": {"dst.py": "--config.dst.steps=20", "residual_kmeans.py": "--config.residual_kmeans.iterations=2"},
     "serve": "--rows 1 --max-candidates 4 --max-k 5",
     "export": "-k 10 --beams 10",
+    "scale": {"--dataset": "--only 1"},
 }
 
 

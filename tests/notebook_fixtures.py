@@ -48,13 +48,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = os.environ.get("HISAM_SOURCE", "")  # a folder, or git+https://... of a clone of hisam_jax
+# SOURCE: a folder, or git+https://... of a clone of hisam_jax
+SOURCE = ""  # @param {type:"string"}
 
 found = {name: importlib.util.find_spec(name) for name in ("hisam_jax", "flax", "polars")}
 if any(spec is None or spec.origin is None for spec in found.values()):  # a folder of that name is no package
     folders = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*/")]
     checkouts = [str(folder) for folder in folders if (folder / "hisam_jax" / "__init__.py").is_file()]
-    source = SOURCE or next(iter(checkouts), "")
+    source = SOURCE or os.environ.get("HISAM_SOURCE") or next(iter(checkouts), "")
     if not source:
         raise SystemExit(
             "hisam_jax is not installed and this notebook does not lie in a checkout of it. Set SOURCE above (or the "
@@ -73,9 +74,29 @@ import jax
 
 import hisam_jax as hisam
 
-print(f"hisam_jax {hisam.__version__}, jax {jax.__version__}, devices: {jax.devices()}")
-if jax.default_backend() == "cpu" and Path("/dev/nvidia0").exists():
-    print("A GPU is here and JAX does not see it: pip install -U 'jax[cuda13]', then restart the runtime.")\
+
+def remedy() -> str:
+    \"""What makes JAX see the accelerator here; drivers are those of docs.nvidia.com/deploy/cuda-compatibility.\"""
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = int(subprocess.check_output(ask, text=True, stderr=subprocess.DEVNULL).split(".")[0])
+    except (OSError, subprocess.CalledProcessError, ValueError):  # no such program, or no driver that it reaches
+        driver = 0
+    why = f"NVIDIA's driver is {driver}; CUDA 13 needs 580 or newer, CUDA 12 needs 525. " if driver else ""
+    if 0 < driver < 525:
+        return f"{why}Install a newer driver."
+    extra = "cuda13" if driver >= 580 else "cuda12" if driver or Path("/dev/nvidia0").exists() else "tpu"
+    return f"{why}pip install -U 'jax[{extra}]=={jax.__version__}', then restart the runtime."
+
+
+try:
+    devices = jax.devices()
+except RuntimeError as error:  # such as a libtpu that is too old for the JAX that was installed
+    raise SystemExit(f"JAX does not start: {error}\\n{remedy()}") from None
+print(f"hisam_jax {hisam.__version__}, jax {jax.__version__}, devices: {devices}")
+here = [path for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0") if Path(path).exists()]
+if here and jax.default_backend() == "cpu":
+    print(f"JAX uses the CPU, though {here[0]} is here. {remedy()}")\
 """
 
 

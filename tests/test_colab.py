@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import jax
 import notebook_fixtures
 import numpy as np
 import pytest
@@ -96,6 +98,60 @@ def test_where_there_is_nothing_to_install_from_the_reader_is_told_what_to_do(tm
     python = _environment(tmp_path / "bare", "--without-pip")
     done = _install(python, tmp_path, {})
     assert done.returncode == 1 and "HISAM_SOURCE" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "told", "untold"),
+    [
+        ("580.65.06", "pip install -U 'jax[cuda13]==", "cuda12"),
+        ("575.57.08", "pip install -U 'jax[cuda12]==", "cuda13"),
+        ("525.60.13", "pip install -U 'jax[cuda12]==", "cuda13"),
+        ("470.82.01", "Install a newer driver", "pip"),
+    ],
+)
+def test_the_extra_that_is_advised_goes_by_the_driver(driver, told, untold, tmp_path, monkeypatch):
+    said = _remedy(tmp_path, monkeypatch, f"echo {driver}; echo {driver}")
+    assert f"driver is {driver[:3]};" in said and told in said and untold not in said
+
+
+@pytest.mark.parametrize("body", ["echo NVIDIA-SMI has failed; exit 9", "echo no devices", None])
+def test_where_no_driver_answers_the_advice_is_for_a_tpu(body, tmp_path, monkeypatch):
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("a GPU is here: the advice is for it")
+    assert _remedy(tmp_path, monkeypatch, body).startswith(f"pip install -U 'jax[tpu]=={jax.__version__}'")
+
+
+def test_where_jax_does_not_start_the_reader_is_told_what_to_install(tmp_path):
+    """A backend that there is not fails as one does whose library no longer fits: in `jax.devices()`."""
+    _nvidia_smi(tmp_path, "echo 550.54.15")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    more = {"JAX_PLATFORMS": "nosuch", "PYTHONPATH": str(ROOT), "PATH": path}
+    done = _install(Path(sys.executable), tmp_path, more, "print('went on')")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "went on" not in done.stdout
+    assert "nosuch" in done.stderr and f"pip install -U 'jax[cuda12]=={jax.__version__}'" in done.stderr
+
+
+def test_colab_shows_the_source_as_a_field():
+    """A form's field must be a plain value in a line of its own."""
+    assert re.search(r'^SOURCE = ""  # @param \{type:"string"\}$', INSTALL, re.M)
+
+
+def _remedy(folder: Path, monkeypatch: pytest.MonkeyPatch, smi: str | None) -> str:
+    """What the install cell's function says where `nvidia-smi` does so; None: where there is none."""
+    tree = ast.parse(INSTALL)
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    names = {"subprocess": subprocess, "Path": Path, "jax": jax}
+    exec(compile(tree, "install cell", "exec"), names)
+    if smi is not None:
+        _nvidia_smi(folder, smi)
+    monkeypatch.setenv("PATH", str(folder))
+    return names["remedy"]()
+
+
+def _nvidia_smi(folder: Path, body: str) -> None:
+    file = folder / "nvidia-smi"
+    file.write_text(f"#!/bin/sh\n{body}\n")
+    file.chmod(0o755)
 
 
 @pytest.mark.slow

@@ -206,7 +206,8 @@ def test_every_public_module_is_in_the_reference():
     files = (DOCS / "reference").glob("*.md")
     pages = "\n".join(hooks.on_page_markdown(file.read_text(), page_at(f"reference/{file.name}")) for file in files)
     shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.M))
-    rooms = ("data", "tokenizer", "kernels", "models", "training", "evaluation", "inference", "serving")
+    rooms = ("data", "tokenizer", "kernels", "models", "training", "evaluation", "inference", "serving", "scaling",
+             "compilation", "comparison", "cells")  # fmt: skip
     for room in rooms:
         for file in (ROOT / "hisam_jax" / room).glob("*.py"):
             name = f"hisam_jax.{room}.{file.stem}"
