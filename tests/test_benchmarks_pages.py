@@ -14,6 +14,7 @@ from scaling_fixtures import LAWS, planted
 
 from benchmarks import comparison, scaling
 from hisam_jax.comparison import tables
+from hisam_jax.drawing import svg
 from hisam_jax.scaling import fits, page, plots
 
 ABOUT = {"command": "python -m benchmarks.x", "date": "2026-01-02", "device": "a laptop"}
@@ -40,7 +41,7 @@ def test_every_picture_of_the_scaling_page_lies_where_the_page_says(sweep, tmp_p
         found = sweep if out.name == "shop" else {**sweep, "histories": [], "title": "Second"}
         (out / "plots").mkdir(parents=True)
         for name, figure in plots.figures(found).items():
-            (out / "plots" / f"{name}.svg").write_text(plots.svg(figure))
+            (out / "plots" / f"{name}.svg").write_text(svg(figure))
         return found
 
     monkeypatch.setattr(scaling, "scale", scale)
