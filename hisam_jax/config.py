@@ -9,7 +9,7 @@ import importlib.util
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +19,15 @@ from hisam_jax.errors import UserError
 from hisam_jax.remote import local
 
 T = TypeVar("T")
+Completion = Callable[[ml_collections.ConfigDict], ml_collections.ConfigDict]
 
 
-def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+def load_config(
+    path: str | Path, overrides: Mapping[str, str] | None = None, complete: Completion | None = None
+) -> ml_collections.ConfigDict:
     """Runs `get_config()` of a Python file and applies `{"model.layers": "4"}`-style overrides.
+
+    `complete` adds the fields that the file may leave out, so that they can be overridden too.
 
     Raises:
         UserError: no such file, no `get_config`, an unknown field (names the nearest), a value of another type.
@@ -36,6 +41,8 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
+        if isinstance(config, ml_collections.ConfigDict):
+            config.to_dict(preserve_field_references=True)  # fails where a section has names of text and numbers
     except Exception as error:
         raise UserError(
             f"{type(error).__name__}: {error}",
@@ -47,6 +54,7 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         raise UserError(
             f"get_config() gave a {type(config).__name__}", path=file, expected="an ml_collections.ConfigDict"
         )
+    config = complete(config) if complete else config
     for field, text in (overrides or {}).items():
         _override(config, field, text, file)
     return config
@@ -76,28 +84,37 @@ def seed_of(config: ml_collections.ConfigDict) -> int:
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
-    """A frozen dataclass `cls` from a config section named `where`.
+    """A frozen dataclass `cls` from a config section named `where`, empty for the whole file.
 
     Raises:
         UserError: no section, an unknown field, one that is missing, a value of another type.
     """
     hints = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls) if field.init]
-    if not isinstance(section, (Mapping, ml_collections.ConfigDict)):
-        raise UserError(f"value {section!r}", field=where, expected=f"a section of {', '.join(known)}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    if not is_section(section):
+        raise UserError(f"value {section!r}", field=where or None, expected=f"a section of {', '.join(fields)}")
     values = {}
     for name, value in section.items():
-        if name not in known:
-            raise UserError("unknown config field", field=f"{where}.{name}", expected=_nearest(name, known))
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, (Mapping, ml_collections.ConfigDict)):
-            values[name] = build(hints[name], value, f"{where}.{name}")
+        if name not in fields:
+            raise UserError("unknown config field", field=_dotted(where, name), expected=_nearest(str(name), fields))
+        if dataclasses.is_dataclass(hints[name]) and not isinstance(value, hints[name]):
+            values[name] = build(hints[name], value, _dotted(where, name))
         else:
-            values[name] = _coerce(value, hints[name], f"{where}.{name}")
-    for field in dataclasses.fields(cls):
-        if field.init and field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            expected = " or ".join(map(_named, _options(hints[field.name])))
-            raise UserError("missing config field", field=f"{where}.{field.name}", expected=expected)
+            values[name] = _coerce(value, hints[name], _dotted(where, name))
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            expected = " or ".join(map(_named, _options(hints[name])))
+            raise UserError("missing config field", field=_dotted(where, name), expected=expected)
     return cls(**values)
+
+
+def is_section(value: Any) -> bool:
+    """Whether a value of a config has fields of its own."""
+    return isinstance(value, (Mapping, ml_collections.ConfigDict))
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else str(name)
 
 
 def check_least(record: Any, section: str, **least: float) -> None:
@@ -108,7 +125,8 @@ def check_least(record: Any, section: str, **least: float) -> None:
     """
     for name, value in least.items():
         if not getattr(record, name) >= value:
-            raise UserError(f"value {getattr(record, name)}", field=f"{section}.{name}", expected=f"{value} or more")
+            given = getattr(record, name)
+            raise UserError(f"value {given}", field=_dotted(section, name), expected=f"{value} or more")
 
 
 def check_shares(record: Any, section: str, *names: str, whole: bool = False) -> None:
@@ -121,7 +139,7 @@ def check_shares(record: Any, section: str, *names: str, whole: bool = False) ->
         value = getattr(record, name)
         if not (0 <= value < 1 or (whole and value == 1)):
             expected = "a share, 0 to 1" if whole else "0 or more, below 1"
-            raise UserError(f"value {value}", field=f"{section}.{name}", expected=expected)
+            raise UserError(f"value {value}", field=_dotted(section, name), expected=expected)
 
 
 def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Path) -> None:
@@ -138,9 +156,22 @@ def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Pa
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False}.get(text.lower(), text)
-    hint = type(node) if node is not None and value is not None else Any  # a record later refuses a None of its own
+    if isinstance(node, ml_collections.ConfigDict) and isinstance(value, dict):
+        value = _section(value, field, file)
+    switched_off = value is None and not isinstance(node, ml_collections.ConfigDict)
+    hint = Any if node is None or switched_off else type(node)  # a record later refuses a None of its own
     with parent.ignore_type():
         parent[path[-1]] = text if hint is str else _coerce(value, hint, field, file)
+
+
+def _section(value: Mapping[str, Any], field: str, file: Path) -> ml_collections.ConfigDict:
+    """What stands for a whole section."""
+    try:
+        section = ml_collections.ConfigDict(value)
+        section.to_dict()  # fails where it has names of text and numbers
+    except (TypeError, ValueError) as error:
+        raise UserError(f"value {value!r}", path=file, field=field, expected="names of text without dots") from error
+    return section
 
 
 def _line_in(file: Path, error: Exception) -> int | None:

@@ -82,6 +82,9 @@ def test_overrides_of_every_kind(file, field, text, value):
         ("model.layers", "True", "tiny.py: field 'model.layers': value True of type bool; expected int"),
         ("model.strict", "1", "tiny.py: field 'model.strict': value 1 of type int; expected bool"),
         ("model", "3", "tiny.py: field 'model': value 3 of type int; expected ConfigDict"),
+        ("model", "None", "tiny.py: field 'model': value None of type NoneType; expected ConfigDict"),
+        ("model", "{'a.b': 1}", "tiny.py: field 'model': value {'a.b': 1}; expected names of text without dots"),
+        ("model", "{'a': 1, 2: 3}", "tiny.py: field 'model': value {'a': 1, 2: 3}; expected names of text"),
     ],
 )
 def test_wrong_overrides_name_file_field_and_what_was_expected(file, field, text, message):
@@ -98,6 +101,10 @@ def test_wrong_overrides_name_file_field_and_what_was_expected(file, field, text
         ("x = 1", "bad.py: AttributeError: module 'hisam_config_bad' has no attribute 'get_config'"),
         ("import no_such_module_here", "bad.py:1: ModuleNotFoundError"),
         ("def get_config():\n    size = 1\n    return 1 // (size - 1)", "bad.py:3: ZeroDivisionError"),
+        (
+            "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'a': {'b': 1, 2: 3}})",
+            "bad.py: TypeError: '<' not supported between instances of",
+        ),
         ("def get_config():\n    return 3", "bad.py: get_config() gave a int"),
     ],
 )
@@ -108,6 +115,18 @@ def test_broken_config_files_say_where(tmp_path, text, message):
     with pytest.raises(UserError) as caught:
         load_config(path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mapping_stands_for_a_whole_section(file):
+    assert load_config(file, {"model": "{'layers': 4}"}).model.to_dict() == {"layers": 4}
+
+
+def test_fields_that_a_file_leaves_out_are_added_before_overrides(file):
+    def complete(config):
+        return ml_collections.ConfigDict({"depth": 1, "rate": 0.5, **config.to_dict()})
+
+    config = load_config(file, {"depth": "3"}, complete)
+    assert (config.depth, config.rate, config.seed, config.model.layers) == (3, 0.5, 0, 2)
 
 
 def test_a_missing_field_is_named(file):
@@ -131,12 +150,39 @@ def test_build_makes_nested_frozen_dataclasses():
         ({"layers": True}, "field 'model.layers': value True of type bool; expected int"),
         ({"kind": "anker"}, "field 'model.kind': value 'anker' of type str; expected 'anchor' or 'flat'"),
         ({"cap": "x"}, "field 'model.cap': value 'x' of type str; expected int or None"),
+        ({"inner": 3}, "field 'model.inner': value 3; expected a section of size"),
+        ({"inner": None}, "field 'model.inner': value None; expected a section of size"),
+        (3, "field 'model': value 3; expected a section of layers, rate"),
+        ([("layers", 3)], "field 'model': value [('layers', 3)]; expected a section"),
     ],
 )
 def test_build_refuses_what_does_not_fit(section, message):
     with pytest.raises(UserError) as caught:
         build(Outer, section, "model")
     assert message in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Needy:
+    name: str
+    inner: Inner
+    sizes: tuple = dataclasses.field(default_factory=tuple)
+
+
+@pytest.mark.parametrize(
+    ("section", "where", "message"),
+    [
+        ({}, "row", "field 'row.name': missing config field; expected str"),
+        ({"name": "a"}, "row", "field 'row.inner': missing config field"),
+        ({"name": "a"}, "", "field 'inner': missing config field"),
+        ({"name": "a", "inner": {"sise": 1}}, "", "field 'inner.sise': unknown config field"),
+    ],
+)
+def test_build_names_what_is_missing(section, where, message):
+    with pytest.raises(UserError) as caught:
+        build(Needy, section, where)
+    assert message in str(caught.value)
+    assert build(Needy, {"name": "a", "inner": Inner(2)}, where) == Needy("a", Inner(2))
 
 
 @given(

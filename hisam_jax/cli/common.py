@@ -105,11 +105,11 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def config_of(arguments: argparse.Namespace):
-    """The config file of a verb with its overrides applied."""
+def config_of(arguments: argparse.Namespace, complete: Callable[[Any], Any] | None = None):
+    """The config file of a verb with its overrides applied; `complete` adds fields that the file may leave out."""
     from hisam_jax.config import load_config
 
-    return load_config(arguments.config, arguments.overrides)
+    return load_config(arguments.config, arguments.overrides, complete)
 
 
 def count(text: str) -> int:

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from hisam_jax.config import build, check_least
+from hisam_jax.config import build, check_least, is_section
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.pipeline import PipelineConfig
 from hisam_jax.errors import UserError
@@ -80,8 +80,9 @@ class Configs:
             raise UserError("unknown config field", field=unknown[0], expected=" or ".join(SECTIONS))
         seed, name = int(config.get("seed", 0)), config.get("architecture", "hmat")
 
-        def section(name: str, **more) -> dict[str, Any]:
-            return {**dict(config.get(name, {})), **more}
+        def section(name: str, **more) -> Any:
+            given = config.get(name, {})
+            return {**given, **more} if is_section(given) else given
 
         return cls(
             seed,
