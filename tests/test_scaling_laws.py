@@ -186,7 +186,31 @@ def test_the_page_says_what_was_found(result):
     assert all(f"](plots/{name}.svg)" in text for name in pictures)
     assert "(2.5 passes)" in text and "x failed: out of luck" in text and "4.200" in text
     assert "1,000 hours of one NVIDIA H100 (989 TFLOP/s peak, 30% of it used) = 1.07e+21 FLOPs" in text
+    assert "held-out users" not in text, "one cell has passes over its data"
+    assert "on liked events of held-out users" in page.markdown(
+        {**result, "cells": result["cells"][1:]}, list(pictures)
+    )
     assert svg(pictures["loss"]) == svg(plots.figures(result)["loss"])
+
+
+def test_budgets_are_told_apart_by_three_digits():
+    cells = [cell("hmat", n, flops, 64, 0.0, LAW) for flops in (1.5e9, 2.5e9) for n in (1000, 3000, 9000)]
+    found = {"title": "Near", "learning_rate": "1e-3", "cells": cells, "failed": {}} | fits.analyse(cells, "total", 20)
+    figures = plots.figures(found)
+    text = page.markdown(found, list(figures))
+    assert text.count("| 1.5e+09 |") == text.count("| 2.5e+09 |") >= 2
+    shown = [line.get_text() for line in figures["isoflop"].axes[0].get_legend().get_texts()]
+    assert shown == ["1.5e+09 FLOPs", "2.5e+09 FLOPs"]
+
+
+def test_a_sweep_over_items_alone_has_a_law_and_no_parabolas():
+    cells = [{**one, "items": one["d"], "flops": 0.0} for one in planted()]
+    found = {"title": "Items", "learning_rate": "1e-3", "cells": cells, "failed": {}}
+    found |= fits.analyse(cells, "network", 10)
+    pictures = plots.figures(found)
+    assert found["models"]["hmat"]["law"] and not found["models"]["hmat"]["isoflop"]["bowls"]
+    assert "frontier" in pictures and "## Laws" in page.markdown(found, list(pictures))
+    assert all(svg(picture).startswith("<?xml") for picture in pictures.values())
 
 
 def test_a_page_of_too_few_cells_says_so_in_place_of_a_law():

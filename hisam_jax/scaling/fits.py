@@ -40,12 +40,18 @@ def analyse(cells: Cells, parameters: str, resamples: int, targets: Sequence[Tar
     return {
         "parameters": parameters,
         "history": history,
+        "endless": endless(cells),
         "oracle": float(np.mean(oracles)) if oracles else None,
         "uniform": cells[0]["uniform"],
         "models": models,
         "targets": [dataclasses.asdict(target) for target in targets],
         "histories": histories(cells),
     }
+
+
+def endless(cells: Cells) -> bool:
+    """Whether training had users without end, so that all users of the dataset are held out."""
+    return all(cell["planned"]["epochs"] == 0 for cell in cells)
 
 
 def repeats(cell: Mapping[str, Any]) -> bool:

@@ -7,18 +7,22 @@ from typing import Any
 
 from hisam_jax.chips import CHIPS
 from hisam_jax.markdown import interval, markdown_table
-from hisam_jax.scaling.fits import best_cells, recall_of, repeats
+from hisam_jax.scaling.fits import best_cells, endless, recall_of, repeats
 from hisam_jax.scaling.frontier import FAR, MFU
 
 READING = (
     "L(N, D) = E + A / N^a + B / D^b, with N in {parameters}, D in items trained on and L in nats an item: the exact "
-    "softmax cross-entropy of the retrieval head over all training items, on held-out users' events, the same for "
-    "every model. Laws by Huber's loss of log residuals, L-BFGS from many starts (approach 3 of arXiv 2203.15556); "
-    "brackets are 95 % intervals: of a cell over users, of a law over a bootstrap at the sweep's own N and D. Cells "
-    "are single runs where they have one seed: intervals do not tell how much another seed would differ. FLOPs are "
-    "useful ones: products with weights, allowed attention pairs, softmaxes; nothing padded or computed again. Peak "
+    "softmax cross-entropy of the retrieval head over all training items, on {held_out}, the same for every model. "
+    "Laws by Huber's loss of log residuals, L-BFGS from many starts (approach 3 of arXiv 2203.15556); brackets are "
+    "95 % intervals: of a cell over users, of a law over a bootstrap at the sweep's own N and D. Cells are single runs "
+    "where they have one seed: intervals do not tell how much another seed would differ. FLOPs are useful ones: "
+    "products with weights, allowed attention pairs, softmaxes; nothing padded or computed again. Peak "
     "learning rate of a cell: {learning_rate}.\n"
 )
+HELD_OUT = {
+    True: "liked events of held-out users, none of whom training has",
+    False: "liked events of the validation split, which are later ones and not other users'",
+}
 FAR_OFF = (
     f"- Past {FAR:g} times the largest budget that was run, or below the smallest by as much, a row is an "
     "extrapolation: its interval does not cover that the law may not hold there.\n"
@@ -48,7 +52,10 @@ def markdown(result: Mapping[str, Any], pictures: Sequence[str]) -> str:
 
 
 def _reading(result: Mapping[str, Any]) -> str:
-    return READING.format(parameters=WHAT[result["parameters"]], learning_rate=result["learning_rate"])
+    held_out = HELD_OUT[endless(result["cells"])]
+    return READING.format(
+        parameters=WHAT[result["parameters"]], held_out=held_out, learning_rate=result["learning_rate"]
+    )
 
 
 def _pick(shown: Sequence[str], pictures: Sequence[str], *names: str) -> list[str]:
@@ -112,7 +119,7 @@ def _bowls(result: Mapping[str, Any]) -> str:
         for bowl in entry["isoflop"]["bowls"]:
             where = "" if bowl["inside"] else "no least among these sizes"
             size = _wide({"value": bowl["n"], "ci95": bowl["n_ci95"]}) if bowl["inside"] else ""
-            rows.append([model, f"{bowl['flops']:.0e}", size, f"{bowl['loss']:.4f}", where])
+            rows.append([model, f"{bowl['flops']:.3g}", size, f"{bowl['loss']:.4f}", where])
     return markdown_table(["model", "FLOPs", "best N, parabola", "nats", ""], rows) if rows else ""
 
 
@@ -143,7 +150,7 @@ def _equal(result: Mapping[str, Any]) -> str:
     of = {model: best_cells(result["cells"], model, result["history"]) for model in result["models"]}
     best = {model: {cell["flops"]: cell for cell in cells} for model, cells in of.items()}
     rows = [
-        [f"{budget:.0e}", model, cell["size"], f"{cell['d']:,}", interval(cell["loss"]), interval(recall_of(cell)),
+        [f"{budget:.3g}", model, cell["size"], f"{cell['d']:,}", interval(cell["loss"]), interval(recall_of(cell)),
          f"{cell['items_per_second'] or 0:,.0f}"]
         for budget in sorted({budget for cells in best.values() for budget in cells})
         for model in result["models"]

@@ -44,6 +44,11 @@ def _named(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.set_title(title, fontsize=10, color=INK, loc="left")
 
 
+def _legend(axes: Axes, size: int) -> None:
+    if axes.get_legend_handles_labels()[0]:  # none where all cells saw their data more than once
+        axes.legend(fontsize=size, frameon=False)
+
+
 def _points(axes: Axes, x: Iterable[float], found: Sequence[Mapping[str, Any]], colour: str, **style: Any) -> None:
     value = np.array([one["value"] for one in found])
     low, high = np.array([one["ci95"] for one in found]).T
@@ -55,19 +60,19 @@ def _isoflop(result: Mapping[str, Any]) -> Figure:
     names = list(result["models"])
     figure, panels = _panels(len(names))
     budgets = sorted({cell["flops"] for cell in result["cells"] if cell["flops"]})
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(len(budgets), 1)))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(budgets)))
     for axes, model in zip(panels, names, strict=True):
         bowls = {bowl["flops"]: bowl for bowl in result["models"][model]["isoflop"]["bowls"]}
         for budget, shade in zip(budgets, shades, strict=True):
             cells = [cell for cell in _of(result, model) if cell["flops"] == budget]
             if cells:
                 n = [cell["n"][result["parameters"]] for cell in cells]
-                _points(axes, n, [cell["loss"] for cell in cells], shade, label=f"{budget:.0e} FLOPs")
+                _points(axes, n, [cell["loss"] for cell in cells], shade, label=f"{budget:.3g} FLOPs")
                 _bowl(axes, bowls.get(budget), n, shade)
         axes.set_xscale("log")
         _named(axes, f"parameters ({result['parameters']})", "held-out nats per item", model)
     _same_y(panels)
-    panels[-1].legend(fontsize=7, frameon=False)
+    _legend(panels[-1], 7)
     return figure
 
 
@@ -105,7 +110,7 @@ def _against_flops(result: Mapping[str, Any], metric: str) -> Figure:
         axes.axhline(result["oracle"], color=ORACLE, linewidth=1, linestyle="--", label="the generator's own")
     axes.set_xscale("log")
     _named(axes, "useful FLOPs of training", "Recall@10" if metric == "recall@10" else "held-out nats per item")
-    axes.legend(fontsize=8, frameon=False)
+    _legend(axes, 8)
     return figure
 
 
@@ -130,7 +135,7 @@ def _frontier(result: Mapping[str, Any]) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         _named(axes, "useful FLOPs of training", name)
-    panels[0].legend(fontsize=7, frameon=False)
+    _legend(panels[0], 7)
     return figure
 
 
@@ -141,7 +146,7 @@ def _history(result: Mapping[str, Any]) -> Figure:
     styles = dict(zip(kinds, ("-", "--", ":", "-."), strict=False))
     for group in result["histories"]:
         colour = colours.get(group["model"], SIMPLE)
-        much = f"{group['flops']:.0e} FLOPs" if group["flops"] else f"{group['items']:,} items"
+        much = f"{group['flops']:.3g} FLOPs" if group["flops"] else f"{group['items']:,} items"
         style = styles.get((group["size"], group["flops"], group["items"]), "-")
         x = [cell["history"] for cell in group["cells"]]
         for axes, name in zip(panels, ("loss", "recall@10"), strict=True):
@@ -152,5 +157,5 @@ def _history(result: Mapping[str, Any]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         _named(axes, "items of history that a model reads", name)
-    panels[0].legend(fontsize=7, frameon=False)
+    _legend(panels[0], 7)
     return figure
