@@ -18,6 +18,7 @@ from hisam_jax.cli import build_parser
 from hisam_jax.cli.common import split_overrides
 from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
+from hisam_jax.scaling.sweep import completed
 
 sys.path.insert(0, str(DOCS / "make"))
 import code_tables
@@ -124,7 +125,7 @@ def _check_verb(argv: list[str], where: str) -> None:
     config = getattr(arguments, "config", None)
     assert config is not None or not overrides, f"{where}: hisam {argv[0]} takes no config"
     if config is not None and config.startswith("configs/"):
-        load_config(ROOT / config, overrides)
+        load_config(ROOT / config, overrides, completed if arguments.verb == "scale" else None)
 
 
 def test_every_flag_in_the_text_exists():
@@ -141,6 +142,7 @@ def test_every_override_in_the_text_is_a_field():
     configs = [
         load_config(file) for file in [*(ROOT / "configs").glob("*.py"), *(ROOT / "configs/tokenizer").glob("*.py")]
     ]
+    configs += [completed(load_config(ROOT / "configs" / "scaling" / f"{name}.py")) for name in ("tiny", "shop")]
     for page in [*PAGES, "BUILD.md"]:
         for field in re.findall(r"--config\.([a-z_.]+[a-z])\b", (ROOT / page).read_text()):
             if field.split(".")[0] == "bins":

@@ -32,9 +32,10 @@ from hisam_jax.inference.scoring import HistoryReader
 from hisam_jax.models.heads import make_objective
 from hisam_jax.scaling import heldout, plan
 from hisam_jax.scaling.flops import train_flops
-from hisam_jax.scaling.run import Yard, list_cells, scale
+from hisam_jax.scaling.run import list_cells, scale
 from hisam_jax.scaling.sizes import Rate
-from hisam_jax.scaling.sweep import Sweep, chosen
+from hisam_jax.scaling.sweep import Sweep, chosen, completed
+from hisam_jax.scaling.yard import Yard
 from hisam_jax.tokenizer.base import Level
 from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
 from hisam_jax.training.assembly import assemble
@@ -76,7 +77,39 @@ def part(**change) -> dict:
         ({"learning_rate": {"base": 0.0}}, "learning_rate.base"),
         ({"learning_rate": {"found": {"64": 1e-3}}}, "learning_rate.found"),
         ({"warmup": 1.0}, "warmup"),
-        ({"parameters": "all"}, "sweep.parameters"),
+        ({"parameters": "all"}, "parameters"),
+        ({"resamples": 3}, "resamples"),
+        ({"sizes": {"w8": 8}}, "sizes.w8"),
+        ({"sizes": 8}, "sizes"),
+        ({"sizes": {8: {"width": 8, "layers": 1, "heads": 1}}}, "sizes"),
+        ({"sizes": {"w8": {"layers": 1, "heads": 1}}}, "sizes.w8.width"),
+        ({"sizes": {"w8": {"width": 8, "layers": 1}}}, "sizes.w8.heads"),
+        ({"parts": [{"sizes": ("w8",)}]}, "parts"),
+        ({"parts": "isoflop"}, "parts"),
+        ({"parts": {"isoflop": "w8"}}, "parts.isoflop"),
+        ({"parts": {"isoflop": {}}}, "parts.isoflop.sizes"),
+        ({"parts": part(sizes="w8")}, "parts.one.sizes"),
+        ({"parts": part(sizes=(["w8"],))}, "parts.one.sizes"),
+        ({"parts": part(budgets=(1.001e9, 1.002e9))}, "parts"),
+        ({"parts": part() | {"two": part(budgets=(1.0004e9,))["one"]}}, "parts"),
+        ({"models": {"hmat": 3}}, "models.hmat"),
+        ({"models": {"hmat": None}}, "models.hmat"),
+        ({"models": ("hmat",)}, "models"),
+        ({"data": 3}, "data"),
+        ({"data": {"prepare": "shop"}}, "data.prepare"),
+        ({"tokenizer": {}}, "tokenizer.config"),
+        ({"tokenizer": "configs/tokenizer/dst.py"}, "tokenizer"),
+        ({"overrides": "endless"}, "overrides"),
+        ({"learning_rate": 4e-3}, "learning_rate"),
+        ({"learning_rate": {"base": math.inf}}, "learning_rate.base"),
+        ({"learning_rate": {"power": math.nan}}, "learning_rate.power"),
+        ({"learning_rate": {"found": {"abc": 1e-3, "64": 1e-3}}}, "learning_rate.found"),
+        ({"learning_rate": {"found": {6.5: 1e-3, 64: 1e-3}}}, "learning_rate.found"),
+        ({"learning_rate": {"found": {"32": "x", "64": 1e-3}}}, "learning_rate.found"),
+        ({"learning_rate": {"found": {"32": None, "64": 1e-3}}}, "learning_rate.found"),
+        ({"learning_rate": {"found": {"32": math.inf, "64": 1e-3}}}, "learning_rate.found"),
+        ({"learning_rate": {"found": {"0": 1e-3, "64": 1e-3}}}, "learning_rate.found"),
+        ({"learning_rate": {"found": {"64": 1e-3, "064": 2e-3}}}, "learning_rate.found"),
     ],
 )
 def test_a_sweep_that_cannot_be_names_its_field(change, field):
@@ -88,8 +121,43 @@ def test_a_sweep_that_cannot_be_names_its_field(change, field):
 def test_a_missing_field_is_named():
     config = load_config(TINY)
     del config.sizes
-    with pytest.raises(UserError, match="field 'sizes': missing config field"):
+    with pytest.raises(UserError, match="field 'sizes': missing config field; expected Mapping"):
         Sweep.of(config)
+
+
+@pytest.mark.parametrize("config", [TINY, SHOP])
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("resamples", "20", 20),
+        ("parameters", "total", "total"),
+        ("epochs", "8", 8.0),
+        ("attempts", "1", 1),
+        ("overrides", "{'data': {'endless': False}}", {"data": {"endless": False}}),
+        ("learning_rate.power", "1", 1.0),
+        ("learning_rate.found", "{'32': 2e-3, '64': 1e-3}", {"32": 2e-3, "64": 1e-3}),
+        ("sizes.w24.mlp", "40", 40),
+        ("tokenizer.config", "configs/tokenizer/opq.py", "configs/tokenizer/opq.py"),
+    ],
+)
+def test_fields_that_a_sweep_leaves_out_can_be_overridden(config, field, text, value):
+    sweep = Sweep.of(load_config(config, {field: text}, completed))
+    for name in field.split("."):
+        sweep = sweep[name] if isinstance(sweep, dict) else getattr(sweep, name)
+    assert sweep == value
+
+
+def test_lists_of_a_part_can_be_overridden_and_what_is_left_out_stays_as_it_was():
+    before, after = (
+        Sweep.of(load_config(TINY, changed, completed)) for changed in ({}, {"parts.history.seeds": "[1, 2]"})
+    )
+    assert before == Sweep.of(load_config(TINY))
+    assert after.parts["history"].seeds == (1, 2) and after.parts["isoflop"] == before.parts["isoflop"]
+
+
+def test_budgets_that_share_digits_may_be_of_different_sizes():
+    parts = part() | {"two": part(sizes=("w16",), budgets=(1.002e9,))["one"]}
+    assert len(Sweep.of(sweep_of(parts=parts)).cells()) == 4
 
 
 def test_cells_are_there_once_and_the_cheap_ones_first():
@@ -115,6 +183,7 @@ def test_shipped_sweeps_can_be(config):
 def test_the_rate_goes_over_to_other_widths_by_its_rule():
     assert Rate(4e-3, 64, 0.5).at(256) == pytest.approx(2e-3)
     assert Rate(4e-3, 64, 1.0).at(256) == pytest.approx(1e-3)
+    assert Rate(base_width=64, found={32: 8e-3, 64: 4e-3}).at(128) == pytest.approx(2e-3)
     fitted = Rate(base_width=64, found={"32": 8e-3, "64": 4e-3, "128": 2e-3})
     assert fitted.at(256) == pytest.approx(1e-3) and fitted.at(64) == pytest.approx(4e-3)
     assert fitted.said() == "0.004 (64 / width)^1, fitted to 3 widths"
@@ -139,17 +208,21 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def assembled(tmp_path_factory):
-    """`config -> Assembly` over one tiny dataset."""
+def inputs(tmp_path_factory) -> tuple[Path, Path]:
+    """One tiny dataset and its IDs."""
     folder, rng = tmp_path_factory.mktemp("scaling"), np.random.default_rng(0)
     data = tiny_dataset(folder / "data", users=30, items=40)
     codes = rng.integers(0, 8, (40, 2)).astype(np.int32)
     levels = tuple(Level(f"text/{k}", "text", 8) for k in range(2))
     ids = data.items["item_id"]
     SemanticIDTable(levels, codes, np.arange(40, dtype=np.int32), 40, ids, {"name": "t"}, "digit").save(folder / "ids")
-    return lambda **data_fields: assemble(
-        folder / "data", folder / "ids", {**CONFIG, "data": {**CONFIG["data"], **data_fields}}
-    )
+    return folder / "data", folder / "ids"
+
+
+@pytest.fixture(scope="module")
+def assembled(inputs):
+    """`config -> Assembly` over them."""
+    return lambda **data_fields: assemble(*inputs, {**CONFIG, "data": {**CONFIG["data"], **data_fields}})
 
 
 def test_steps_spend_the_budget(assembled):
@@ -272,11 +345,11 @@ def test_a_cell_that_failed_too_often_is_tried_again_once_it_is_mended(tmp_path,
         (folder / "plan.json").write_text("{}")
         raise Failed("broke", 2)
 
-    monkeypatch.setattr("hisam_jax.scaling.run.execute", fails)
+    monkeypatch.setattr("hisam_jax.scaling.yard.execute", fails)
     with pytest.raises(Failed):
         yards[0].run(cell, 0, threading.Event())
     assert tries_of(folder) == 1
-    monkeypatch.setattr("hisam_jax.scaling.run.execute", lambda *_: None)
+    monkeypatch.setattr("hisam_jax.scaling.yard.execute", lambda *_: None)
     yards[1].run(cell, 0, threading.Event())
     assert json.loads((folder / "task.json").read_text()) == yards[1].settings(cell)
     assert not (folder / "plan.json").exists() and tries_of(folder) == 0
@@ -292,11 +365,11 @@ def test_a_cell_in_this_process_may_be_mended_too(tmp_path, monkeypatch):
     def fails(*_) -> None:
         raise UserError("one step takes more", field="parts.budgets")
 
-    monkeypatch.setattr("hisam_jax.scaling.run.run_cell", fails)
+    monkeypatch.setattr("hisam_jax.scaling.yard.run_cell", fails)
     with pytest.raises(UserError, match="one step"):
         yards[0].run_here(cell)
     assert "one step takes more" in yards[0].failed()[cell.name]
-    monkeypatch.setattr("hisam_jax.scaling.run.run_cell", lambda *_: None)
+    monkeypatch.setattr("hisam_jax.scaling.yard.run_cell", lambda *_: None)
     yards[1].run_here(cell)
     assert not yards[1].failed()
 
@@ -319,6 +392,16 @@ def test_a_step_is_stopped_when_we_are(tmp_path):
         ("scale {tiny} --out {out} --only 99", "field '--only': value '99'"),
         ("scale {tiny} --out {out} --fits-only", "no law"),
         ("scale {tiny} --out {out} --config.sizes.w8.heads=3", "field 'sizes.w8.heads'"),
+        ("scale {tiny} --list --config.resample=3", "field 'resample': unknown config field; expected resamples or"),
+        ("scale {tiny} --list --config.sizes=3", "field 'sizes': value 3"),
+        ("scale {tiny} --list --config.parts={{'a':{{}}}}", "field 'parts.a.sizes': missing config field"),
+        (
+            "scale {tiny} --list --config.overrides={{'a.b':1}}",
+            "field 'overrides': value {'a.b': 1}; expected names of text without dots",
+        ),
+        ("scale {tiny} --list --config.overrides=None", "field 'overrides': value None"),
+        ("scale {tiny} --out {out} --ids i", "field '--ids': IDs without their dataset"),
+        ("scale {tiny} --out {out} --dataset {out}/none", "none: field '--dataset': no such dataset folder"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(line, said, tmp_path, capsys):
@@ -328,10 +411,93 @@ def test_a_mistake_on_the_command_line_is_one_line(line, said, tmp_path, capsys)
     assert captured.err.startswith("hisam: error: ") and captured.err.count("\n") == 1 and said in captured.err
 
 
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"models": {"hmat": {"model": {"wdith": 8}}}}, "models.hmat.model.wdith"),
+        ({"models": {"hmat": {"model": 3}}}, "models.hmat.model"),
+        ({"models": {"hmat": {"mesh": None}}}, "models.hmat.mesh"),
+        ({"models": {"hmat": {"model": {"dropout": 2.0}}}}, "models.hmat.model.dropout"),
+        ({"overrides": {"training": {"stps": 3}}}, "overrides.training.stps"),
+        ({"tokenizer": {"config": "configs/tokenizer/opq.py", "overrides": {"opq": {"a": 1}}}},
+         "tokenizer.overrides.opq.a"),
+        ({"tokenizer": {"config": "configs/tokenizer/opq.py", "overrides": {"collisions": "none of these"}}},
+         "tokenizer.overrides.collisions"),
+        ({"models": {"hmat": {}, "flat": {"data": {"endless": False}}}}, "models"),
+    ],
+)  # fmt: skip
+def test_configs_are_refused_before_anything_is_made(change, field, tmp_path):
+    with pytest.raises(UserError) as caught:
+        scale(sweep_of(**{"parts": part(), **change}), TINY, tmp_path / "out")
+    assert caught.value.field == field and caught.value.path == TINY and caught.value.expected
+    assert not (tmp_path / "out" / "datasets").exists() and not list((tmp_path / "out").glob("locks/*"))
+
+
+def test_ids_of_another_catalogue_are_refused_by_their_flag(inputs, tmp_path):
+    other = tiny_dataset(tmp_path / "data", users=20, items=30)
+    for ids, problem in ((inputs[1], "other|30|40"), (tmp_path / "none", "no ")):
+        with pytest.raises(UserError, match=problem) as caught:
+            scale(load_config(TINY), TINY, tmp_path / "out", dataset=other.path, ids=ids)
+        assert caught.value.field == "--ids"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"model": "hmat"}'])
+@pytest.mark.parametrize("name", ["cell.json", "task.json"])
+def test_a_damaged_file_of_a_cell_is_named(name, text, tmp_path):
+    yard = Yard(Sweep.of(load_config(TINY)), tmp_path, TINY)
+    cell = yard.sweep.cells()[0]
+    folder = tmp_path / cell.folder
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text("{}")
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match="a damaged file") as caught:
+        yard.results() if name == "cell.json" else yard.done(cell)
+    assert caught.value.path == folder / name and "remove" in caught.value.hint
+
+
+def test_more_epochs_leave_finished_cells_finished_and_serve_the_others(tmp_path, monkeypatch):
+    """`task.json` holds the `epochs` that it was made with, which only say what is refused."""
+    yards = [Yard(Sweep.of(sweep_of(epochs=epochs)), tmp_path, TINY) for epochs in (4.0, 8.0)]
+    cell, ran = yards[0].sweep.cells()[0], []
+    folder = tmp_path / cell.folder
+    monkeypatch.setattr("hisam_jax.scaling.yard.execute", lambda command, *_: ran.append(command))
+    monkeypatch.setattr(Yard, "inputs", lambda yard: ("data", "ids"))
+    for yard in yards:
+        yard.run(cell, 0, threading.Event())
+        task = json.loads((folder / "task.json").read_text())
+        assert task == json.loads(json.dumps(yard.settings(cell))) and task["cell"]["epochs"] == yard.sweep.epochs
+    assert len(ran) == 2
+    (folder / "cell.json").write_text("{}")
+    assert yards[0].done(cell) and yards[1].done(cell)
+    assert json.loads((folder / "task.json").read_text())["cell"]["epochs"] == 8.0, "what it was trained with"
+    with pytest.raises(UserError, match="other settings .*warmup was 0.1, is 0.2"):
+        Yard(Sweep.of(sweep_of(warmup=0.2)), tmp_path, TINY).done(cell)
+
+
+def test_more_epochs_give_a_cell_that_they_refused_all_its_attempts_again(tmp_path, monkeypatch):
+    yards = [Yard(Sweep.of(sweep_of(attempts=1, epochs=epochs)), tmp_path, TINY) for epochs in (4.0, 4.0, 8.0)]
+    cell = yards[0].sweep.cells()[0]
+    monkeypatch.setattr(Yard, "inputs", lambda yard: ("data", "ids"))
+
+    def refuses(*_) -> None:
+        raise Failed("5.0 passes", 2)
+
+    monkeypatch.setattr("hisam_jax.scaling.yard.execute", refuses)
+    for yard, said in zip(yards, ("^5.0 passes$", "1 times; remove", "^5.0 passes$"), strict=True):
+        with pytest.raises(Failed, match=said):
+            yard.run(cell, 0, threading.Event())
+
+
+def test_what_a_step_said_is_not_marked_as_an_error_twice(tmp_path):
+    (tmp_path / "step.py").write_text("import sys; sys.exit('hisam: error: no such thing')")
+    with pytest.raises(Failed, match="^no such thing .exit code 1"):
+        execute([str(tmp_path / "step.py")], tmp_path / "log")
+
+
 def test_ids_come_with_their_dataset(tmp_path):
     with pytest.raises(UserError, match="dataset") as caught:
         scale(load_config(TINY), TINY, tmp_path, ids=tmp_path / "ids")
-    assert caught.value.field == "ids"
+    assert caught.value.field == "--ids"
 
 
 def test_a_cell_in_this_process_raises_what_is_wrong_with_it(tmp_path):
@@ -343,7 +509,7 @@ def test_a_cell_in_this_process_raises_what_is_wrong_with_it(tmp_path):
 def test_a_sweep_over_given_ids_refuses_others(tmp_path, monkeypatch):
     dataset, found = tiny_dataset(tmp_path / "data", users=20), {"first": "a", "second": "b"}
     monkeypatch.setattr(
-        "hisam_jax.scaling.run.SemanticIDTable.load", lambda path: SimpleNamespace(checksum=found[path.name])
+        "hisam_jax.scaling.yard.SemanticIDTable.load", lambda path: SimpleNamespace(checksum=found[path.name])
     )
     sweep, out = Sweep.of(load_config(TINY)), tmp_path / "out"
     yards = [Yard(sweep, out, TINY, given=dataset.path, coded=tmp_path / name) for name in found]
@@ -399,3 +565,24 @@ def test_a_killed_sweep_goes_on_to_the_same_cells(tmp_path):
     assert [cell["loss"] for cell in inside["cells"]] == [cell["loss"] for cell in whole["cells"]]
     assert again["cells"] == inside["cells"], "with their seconds: nothing is trained twice"
     assert not (tmp_path / "here" / "ids").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_on_a_given_dataset_is_judged_on_later_events_of_its_users(inputs, assembled, tmp_path, capsys):
+    """Refused first, as it would see its data too often, then trained with more `epochs` allowed."""
+    (dataset, ids), out = inputs, tmp_path / "out"
+    one = part(models=("hmat",), items=(600,), budgets=())
+    config = sweep_of(parts=one, batch_items=64, overrides={"data": {"endless": False}}).to_dict()
+    (tmp_path / "sweep.py").write_text(SWEEP.format(config=config))
+    line = ["scale", str(tmp_path / "sweep.py"), "--out", str(out), "--dataset", str(dataset), "--ids", str(ids)]
+    assert cli.main([*line, "--config.epochs=1"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "field 'epochs'" in said and said.count("hisam: error") == 1
+    assert cli.main([*line, "--config.epochs=4"]) == 0
+    result = json.loads((out / "scale.json").read_text())
+    (cell,), assembly = result["cells"], assembled(endless=False)
+    assert 1 < cell["planned"]["epochs"] < 4 and cell["d"] == pytest.approx(600, rel=0.1)
+    assert cell["heldout"]["events"] == len(heldout.held_out(assembly, load_events(assembly.dataset)).user_E)
+    assert 0 < cell["loss"]["value"] < 1.2 * cell["uniform"] and result["endless"] is False and cell["oracle"] is None
+    page = (out / "scale.md").read_text()
+    assert "on liked events of the validation split" in page and "held-out users" not in page

@@ -52,7 +52,7 @@ GROUPS: dict[str, list[tuple[str, type]]] = {
         ("the file itself", Sweep),
         ("parts.NAME", Part),
         ("sizes.NAME", Size),
-        ("rate", Rate),
+        ("learning_rate", Rate),
     ],
     "Records that flags set": [
         ("hisam prepare --source shop, as --shop-FIELD", ShopConfig),

@@ -80,7 +80,7 @@ def execute(command: Sequence[str], log: Path, held: Sequence[int] = (), stop: t
         raise Stopped  # what ended us, such as Ctrl-C, ended it too
     if code:
         said = log.read_text(errors="replace")[-SAID:].strip().splitlines() or [f"exit code {code}"]
-        raise Failed(f"{said[-1]} (exit code {code}; {log})", code)
+        raise Failed(f"{said[-1].removeprefix('hisam: error: ')} (exit code {code}; {log})", code)
 
 
 def hisam(arguments: Sequence[Any], overrides: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", help="where dataset, IDs, cells and the page go; all but --list need it")
     add("--data", metavar="DIR", help="folder of raw data, {data} in the sweep")
     add("--dataset", metavar="DIR", help="a prepared dataset in place of the one that the sweep would prepare")
+    add("--ids", metavar="IDS", help="its semantic IDs, in place of those that the sweep's tokenizer would make")
     add("--jobs", metavar="N", type=count, default=1, help="cells at a time, each on its share of cores")
     add("--only", metavar="CELL", nargs="+", default=[], help="cells to run, by name or number (default: all)")
     add("--list", action="store_true", help="only print the names of the cells, numbered from 1 by their lines")
@@ -34,9 +35,9 @@ def _scale(arguments: argparse.Namespace) -> Any:
         raise UserError(
             "hours and their device come together", field="--chip-hours", expected="--device NAME beside it"
         )
-    from hisam_jax.scaling import frontier, run
+    from hisam_jax.scaling import frontier, run, sweep
 
-    config = config_of(arguments)
+    config = config_of(arguments, sweep.completed)
     if arguments.list:
         return "\n".join(run.list_cells(config))
     targets = [frontier.target_of_flops(flops) for flops in arguments.flops]
@@ -47,6 +48,7 @@ def _scale(arguments: argparse.Namespace) -> Any:
         arguments.out,
         data=arguments.data,
         dataset=arguments.dataset,
+        ids=arguments.ids,
         only=arguments.only,
         jobs=arguments.jobs,
         fits_only=arguments.fits_only,

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,29 @@ TASK, RESULT = "task.json", "cell.json"
 RECALL = "validation/retrieval/recall@10"
 
 
+def read_record(file: Path, needs: Iterable[str], hint: str) -> dict[str, Any]:
+    """A JSON object that a cell left.
+
+    Raises:
+        UserError: it is none, or lacks a field that it `needs`; `hint` says what to do.
+    """
+    try:
+        held = json.loads(file.read_text())
+    except ValueError:
+        held = None
+    lacks = [name for name in needs if not isinstance(held, dict) or name not in held]
+    if lacks:
+        raise UserError(f"a damaged file, without {lacks[0]}", path=file, expected="what a cell wrote", hint=hint)
+    return held
+
+
 def run_cell(folder: Path, dataset: str, ids: str) -> dict[str, Any]:
     """Trains what `task.json` says and writes `cell.json`.
 
     Raises:
         UserError: a plan that cannot be, or what `hisam train` refuses.
     """
-    task = json.loads((folder / TASK).read_text())
+    task = read_record(folder / TASK, ("run", "cell"), "remove the cell's folder")
     plan = _plan(folder, task, dataset, ids)
     config = ml_collections.ConfigDict(task["run"])
     training = overrides_of(plan, task["cell"]["warmup"])
@@ -60,7 +76,9 @@ def _plan(folder: Path, task: Mapping[str, Any], dataset: str, ids: str) -> Plan
     """The plan that the cell began with, made where there is none."""
     file = folder / "plan.json"
     if file.is_file():
-        return Plan(**json.loads(file.read_text()))
+        names = [field.name for field in dataclasses.fields(Plan)]
+        held = read_record(file, names, "remove the cell's folder")
+        return Plan(**{name: held[name] for name in names})
     assembly = assemble(dataset, ids, ml_collections.ConfigDict(task["run"]))
     plan = make_plan(assembly, task["cell"]["flops"], task["cell"]["items"], task["cell"]["epochs"])
     atomic_write(file, json.dumps(dataclasses.asdict(plan)) + "\n")

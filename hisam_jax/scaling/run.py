@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import operator
 import os
@@ -15,157 +14,18 @@ from typing import Any
 import ml_collections
 
 from hisam_jax.cells.pool import Pool, Work
-from hisam_jax.cells.processes import (
-    FAILED,
-    CellFiles,
-    Failed,
-    begin_cell,
-    check_same,
-    execute,
-    failure_of,
-    note_failure,
-    resolved,
-    some_failed,
-    tries_of,
-)
+from hisam_jax.cells.processes import Failed, some_failed
 from hisam_jax.claims import claim
-from hisam_jax.comparison.grid import beside, flat
-from hisam_jax.comparison.inputs import Inputs
-from hisam_jax.data.dataset import content_checksum
 from hisam_jax.drawing import svg
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
 from hisam_jax.paths import output_path
 from hisam_jax.progress import progress
 from hisam_jax.scaling import fits, page, plots
-from hisam_jax.scaling.cell import run_cell
 from hisam_jax.scaling.frontier import Target
 from hisam_jax.scaling.law import FEWEST_CELLS
 from hisam_jax.scaling.sweep import Cell, Sweep, chosen
-from hisam_jax.tokenizer.semantic_ids import SemanticIDTable
-
-MENDABLE = 2  # the exit code of what will not go better next time
-CHANGED = "give another --out, or remove it"
-FILES = CellFiles("task.json", "cell.json", ("run", "plan.json"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Yard:
-    """Where a sweep is worked on.
-
-    Attributes:
-        sweep: what is asked for.
-        out: folder of everything.
-        config: the sweep's file: configs that it names are found beside it.
-        raw: folder of raw data, what `{data}` stands for.
-        given: the dataset where it is prepared already.
-        coded: its IDs where they are made already.
-    """
-
-    sweep: Sweep
-    out: Path
-    config: Path
-    raw: Path | None = None
-    given: Path | None = None
-    coded: Path | None = None
-
-    def inputs(self) -> tuple[Path, Path]:
-        """Dataset and IDs; made where they are not there."""
-        given = {} if self.given is None else {"data": self.given}
-        inputs = Inputs(self.out, self.config, {"data": self.sweep.data}, self.raw, given, "")
-        dataset = inputs.dataset("data")
-        ids = self.coded or inputs.ids("data", "ids", self.sweep.tokenizer, CHANGED)
-        if self.given or self.coded:
-            self._check_given(dataset, ids)
-        return dataset, ids
-
-    def _check_given(self, dataset: Path, ids: Path) -> None:
-        """Refuses others than the cells that are done were trained on."""
-        table = SemanticIDTable.load(ids)
-        held = {"dataset": {"files": content_checksum(dataset)}, "ids": {"table": table.checksum}}
-        with claim(self.out / "locks" / "settings.lock", wait=True):
-            check_same(self.out / "inputs.json", held, self.out, CHANGED)
-
-    def settings(self, cell: Cell) -> dict[str, Any]:
-        """All that decides what a cell finds on its dataset, as JSON."""
-        sweep, size = self.sweep, self.sweep.sizes[cell.size]
-        fields = {"width": size.width, "layers": size.layers, **size.fields()}
-        overrides = {
-            **flat(sweep.overrides),
-            **flat(sweep.models[cell.model]),
-            **{f"model.{name}": value for name, value in fields.items()},
-            "data.items_per_row": cell.history,
-            "data.window": cell.history,
-            "data.rows": max(1, sweep.batch_items // cell.history),
-            "training.optimizer.learning_rate": sweep.learning_rate.at(size.width),
-            "training.monitor": None,
-            "training.patience": 0,
-            "evaluation.validation_users": 0,
-            "seed": cell.seed,
-        }
-        more = {"warmup": sweep.warmup, "epochs": sweep.epochs, "width": size.width, "layers": size.layers}
-        run = resolved(beside(sweep.config, self.config), overrides)
-        return {"run": run, "cell": {**dataclasses.asdict(cell), **more}}
-
-    def done(self, cell: Cell) -> bool:
-        """Whether a cell is finished.
-
-        Raises:
-            UserError: it is, with other settings.
-        """
-        folder = self.out / cell.folder
-        finished = (folder / "cell.json").is_file()
-        if finished:
-            check_same(folder / "task.json", self.settings(cell), folder, CHANGED)
-        return finished
-
-    def run(self, cell: Cell, lock: int, stop: threading.Event) -> None:
-        """Does a cell, or goes on where an earlier start was stopped.
-
-        Raises:
-            Failed: it ended with an error, which the cell's `failed.json` keeps, or has done so too often.
-            UserError: the folder holds a cell of other settings.
-        """
-        folder = self.out / cell.folder
-        begin_cell(folder, FILES, self.settings(cell), CHANGED)
-        if tries_of(folder) >= self.sweep.attempts:
-            raise Failed(f"{failure_of(folder)} ({tries_of(folder)} times; remove {folder / FAILED} to try again)")
-        command = ["-m", "hisam_jax.scaling.cell", str(folder), *map(str, self.inputs())]
-        try:
-            execute(command, folder / "log", (lock,), stop)
-        except Failed as error:
-            note_failure(folder, error)
-            raise
-        (folder / FAILED).unlink(missing_ok=True)
-
-    def run_here(self, cell: Cell) -> None:
-        """Does a cell in this process, or goes on with it; what a user can mend is kept in its `failed.json`.
-
-        Raises:
-            UserError: as `run` and `run_cell`.
-        """
-        folder, inputs = self.out / cell.folder, map(str, self.inputs())
-        begin_cell(folder, FILES, self.settings(cell), CHANGED)
-        try:
-            run_cell(folder, *inputs)
-        except UserError as error:
-            note_failure(folder, Failed(str(error), error.exit_code))
-            raise
-        (folder / FAILED).unlink(missing_ok=True)
-
-    def again(self, cell: Cell, error: Failed) -> bool:
-        """Whether a cell that failed is tried once more: not what would fail again, nor too often."""
-        return error.code != MENDABLE and tries_of(self.out / cell.folder) < self.sweep.attempts
-
-    def results(self) -> list[dict[str, Any]]:
-        """What finished cells found, in the sweep's order."""
-        files = [self.out / cell.folder / "cell.json" for cell in self.sweep.cells()]
-        return [{"name": file.parent.name, **json.loads(file.read_text())} for file in files if file.is_file()]
-
-    def failed(self) -> dict[str, str]:
-        """What cells said that failed and are not done."""
-        cells = [cell for cell in self.sweep.cells() if not (self.out / cell.folder / "cell.json").is_file()]
-        return {cell.name: said for cell in cells if (said := failure_of(self.out / cell.folder)) is not None}
+from hisam_jax.scaling.yard import Yard
 
 
 def scale(
@@ -211,7 +71,7 @@ def scale(
     sweep = Sweep.of(config)
     cells = chosen(sweep.cells(), only)
     if ids is not None and dataset is None:
-        raise UserError("IDs without their dataset", field="ids", expected="dataset beside it")
+        raise UserError("IDs without their dataset", field="--ids", expected="--dataset DIR beside it")
     yard = Yard(sweep, output_path(out, "out"), Path(config_file), _path(data), _path(dataset), _path(ids))
     try:
         failed = {} if fits_only else _work_here(yard, cells) if here else _work(yard, cells, jobs)
@@ -230,6 +90,7 @@ def _work(yard: Yard, cells: Sequence[Cell], jobs: int) -> Mapping[Cell, str]:
     if threading.current_thread() is threading.main_thread():
         old = signal.signal(signal.SIGTERM, _leave)
     try:
+        yard.check()
         yard.inputs()
         work = Work(
             "scale", yard.out / "locks", operator.attrgetter("folder"), yard.done, yard.run, lambda: None, yard.again
@@ -241,6 +102,7 @@ def _work(yard: Yard, cells: Sequence[Cell], jobs: int) -> Mapping[Cell, str]:
 
 
 def _work_here(yard: Yard, cells: Sequence[Cell]) -> Mapping[Cell, str]:
+    yard.check()
     yard.inputs()
     for cell in progress([cell for cell in cells if not yard.done(cell)], description="scale", unit="cell"):
         with claim(yard.out / "locks" / f"cells-{cell.name}.lock", wait=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from hisam_jax.config import check_least
 from hisam_jax.errors import UserError
@@ -67,19 +68,19 @@ class Rate:
     found: Mapping = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.base > 0:
-            raise UserError(f"value {self.base}", field="learning_rate.base", expected="more than 0")
+        if not 0 < self.base < math.inf:
+            raise UserError(f"value {self.base}", field="learning_rate.base", expected="a number above 0")
+        if not math.isfinite(self.power):
+            raise UserError(f"value {self.power}", field="learning_rate.power", expected="a number")
         check_least(self, "learning_rate", base_width=1)
-        if any(not (int(width) >= 1 and float(rate) > 0) for width, rate in self.found.items()) or len(self.found) == 1:
-            expected = "rates above 0 by width, two at least, or none"
-            raise UserError(f"value {dict(self.found)}", field="learning_rate.found", expected=expected)
+        _rates(self.found)
 
     @property
     def line(self) -> tuple[float, float]:
         """The rate at `base_width`, and the power of its fall."""
         if not self.found:
             return self.base, self.power
-        known = [(math.log(self.base_width / int(width)), math.log(rate)) for width, rate in self.found.items()]
+        known = [(math.log(self.base_width / width), math.log(rate)) for width, rate in _rates(self.found).items()]
         mean_x, mean_y = (sum(column) / len(known) for column in zip(*known, strict=True))
         spread = sum((x - mean_x) ** 2 for x, _ in known)
         power = sum((x - mean_x) * (y - mean_y) for x, y in known) / spread
@@ -95,3 +96,20 @@ class Rate:
         base, power = self.line
         how = f", fitted to {len(self.found)} widths" if self.found else ""
         return f"{base:.3g} ({self.base_width} / width)^{power:.3g}{how}"
+
+
+def _rates(found: Mapping[Any, Any]) -> dict[int, float]:
+    """Rates by width as numbers; a config may have its widths as text.
+
+    Raises:
+        UserError: what is no width or no rate, a width twice, or one width alone.
+    """
+    try:
+        rates = [(int(str(width)), float(rate)) for width, rate in found.items()]
+        fine = all(width >= 1 and 0 < rate < math.inf for width, rate in rates)
+    except (TypeError, ValueError):
+        rates, fine = [], False
+    if not fine or len(dict(rates)) < len(found) or len(found) == 1:
+        expected = "rates above 0 by whole width, two widths at least, or none"
+        raise UserError(f"value {dict(found)}", field="learning_rate.found", expected=expected)
+    return dict(rates)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +14,7 @@ from typing import Any, Literal
 import ml_collections
 
 from hisam_jax.comparison.grid import Data, Tokenizer
-from hisam_jax.config import build, check_least
+from hisam_jax.config import build, check_least, is_section
 from hisam_jax.errors import UserError
 from hisam_jax.scaling.sizes import Rate, Size
 
@@ -38,6 +40,9 @@ class Part:
     histories: tuple = (64,)
     models: tuple = ()
     seeds: tuple = (0,)
+
+
+NAMED = {"sizes": Size, "parts": Part}  # sections of the file that hold records by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Sweep:
         warmup: share of a run's steps in which the rate rises.
         batch_items: places for items in a batch, whatever the history.
         epochs: passes over a dataset's training events at most, where the data is not without end; cells of more than
-            one pass are marked.
+            one pass are marked. It may be raised later: cells that are done stay done.
         attempts: at a cell that fails, over all starts.
         parameters: what N counts: the `network` without, or the `total` with tables of codes and item ids.
         resamples: of the bootstraps.
@@ -118,21 +123,13 @@ class Sweep:
             UserError: an unknown or missing field, nothing to run, a name that is not known, a size that no model can
                 have, a budget that is none.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in config:
-            if name not in known:
-                raise UserError("unknown config field", field=name, expected=" or ".join(sorted(known)))
-        for field in dataclasses.fields(cls):
-            if field.name not in config and field.default is field.default_factory is dataclasses.MISSING:
-                raise UserError("missing config field", field=field.name, expected="a sweep, see configs/scaling")
         plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-        sections = {"sizes": Size, "parts": Part}
         made = {
             name: {key: build(kind, value, f"{name}.{key}") for key, value in plain[name].items()}
-            for name, kind in sections.items()
+            for name, kind in NAMED.items()
+            if isinstance(plain.get(name), Mapping)
         }
-        fixed = {name: value for name, value in plain.items() if name not in sections}
-        sweep = build(cls, {**fixed, **made}, "sweep")
+        sweep = build(cls, plain | made, "")
         sweep._check()
         return sweep
 
@@ -151,7 +148,7 @@ class Sweep:
                             yield Cell(model, size, int(history), flops, items, int(seed))
 
     def _check(self) -> None:
-        check_least(self, "sweep", batch_items=2, epochs=0, attempts=1, resamples=10)
+        check_least(self, "", batch_items=2, epochs=0, attempts=1, resamples=10)
         if not 0 <= self.warmup < 1:
             raise UserError(f"value {self.warmup}", field="warmup", expected="a share of the steps, 0 or more, below 1")
         for field in ("models", "sizes", "parts"):
@@ -159,17 +156,32 @@ class Sweep:
             if not names:
                 raise UserError("nothing", field=field, expected="at least one")
             for name in names:
-                if not re.fullmatch(r"[a-z0-9_]+", name):
+                if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name):
                     raise UserError(f"name {name!r}", field=field, expected="small letters, digits and _")
+        for name, overrides in self.models.items():
+            if not isinstance(overrides, Mapping):
+                expected = 'overrides by section, such as {"model": {"anchors": False}}, or {}'
+                raise UserError(f"value {overrides!r}", field=f"models.{name}", expected=expected)
         for name, size in self.sizes.items():
             size.check(name)
         for name, part in self.parts.items():
             self._check_part(f"parts.{name}", part)
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuses two cells that would share a folder."""
+        cells = sorted(self.cells(), key=lambda cell: cell.name)
+        for one, two in itertools.pairwise(cells):
+            if one.name == two.name:
+                raise UserError(
+                    f"{one.flops!r} and {two.flops!r} FLOPs are both cell {one.name}", field="parts",
+                    expected="budgets of a size that differ in three digits",
+                )  # fmt: skip
 
     def _check_part(self, field: str, part: Part) -> None:
         for name, given, known in (("sizes", part.sizes, self.sizes), ("models", part.models, self.models)):
             for one in given:
-                if one not in known:
+                if not isinstance(one, str) or one not in known:
                     raise UserError(f"value {one!r}", field=f"{field}.{name}", expected=" or ".join(sorted(known)))
         for name in ("sizes", "histories", "seeds"):
             if not getattr(part, name):
@@ -180,6 +192,35 @@ class Sweep:
         _numbers(f"{field}.items", part.items, 1, math.inf)
         _numbers(f"{field}.histories", part.histories, FEWEST_ITEMS, min(MOST_HISTORY, self.batch_items))
         _numbers(f"{field}.seeds", part.seeds, 0, 2**32 - 1)
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A sweep's config with every field in it that has a default, so that each can be overridden.
+
+    What is no section is left as it is, for `Sweep.of` to refuse.
+    """
+    found = _completed(Sweep, config.to_dict())
+    for name, kind in NAMED.items():
+        if is_section(found.get(name)):
+            found[name] = {key: _completed(kind, value) for key, value in found[name].items()}
+    return ml_collections.ConfigDict(found)
+
+
+def _completed(record: type, section: Any) -> Any:
+    if not is_section(section):
+        return section
+    found = dict(section)
+    hints = typing.get_type_hints(record)
+    for field in dataclasses.fields(record):
+        if dataclasses.is_dataclass(hints[field.name]) and (
+            field.name in found or field.default is not dataclasses.MISSING
+        ):
+            found[field.name] = _completed(hints[field.name], found.get(field.name, {}))
+        elif field.default is not dataclasses.MISSING:
+            found.setdefault(field.name, field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found.setdefault(field.name, field.default_factory())
+    return found
 
 
 def _numbers(field: str, values: Sequence[Any], least: float, most: float, whole: bool = True) -> None:
