@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
         1e10: ("w8", "w12", "w16", "w24", "w32"),
         1e11: ("w12", "w16", "w24", "w32", "w64"),
         1e12: ("w24", "w32", "w64", "w96", "w128"),
-        1e13: ("w32", "w48", "w64", "w96", "w128"),
+        1e13: ("w32", "w48", "w64", "w96"),
     }  # fmt: skip
     isoflop = {f"c{flops:.0e}".replace("+", ""): {**both, "sizes": sizes, "budgets": (flops,)}
                for flops, sizes in by_budget.items()}  # fmt: skip
