@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,15 @@ def today() -> str:
 def versions(*packages: str) -> dict[str, str]:
     """Of Python and of `packages`."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def keep_pictures(plots: Path, folder: Path) -> list[str]:
+    """Copies a run's pictures to where a page links them; returns their names."""
+    pictures = sorted(plots.glob("*.svg"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
+    return [picture.stem for picture in pictures]
 
 
 def start(arguments: Sequence[str], log: Path, core: int | None = None) -> Started:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, processor, today, versions
+from benchmarks.common import RESULTS, keep_pictures, processor, today, versions
 from hisam_jax.comparison import tables
 from hisam_jax.comparison.run import compare
 from hisam_jax.config import load_config
@@ -53,13 +52,6 @@ def main() -> None:
         ordered = {key: results[key] for key in GRIDS if key in results}
         atomic_write(target, json.dumps(ordered, indent=1) + "\n")
         atomic_write(RESULTS / "comparison.md", markdown(ordered))
-
-
-def keep_pictures(plots: Path, folder: Path) -> None:
-    """The grid's pictures beside the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in sorted(plots.glob("*.svg")):
-        shutil.copyfile(picture, folder / picture.name)
 
 
 def pictures_of(grid: str, result: dict[str, Any]) -> str:

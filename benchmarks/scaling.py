@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, processor, today, versions
+from benchmarks.common import RESULTS, keep_pictures, processor, today, versions
 from hisam_jax.config import load_config
 from hisam_jax.files import atomic_write
 from hisam_jax.scaling import frontier, page
@@ -44,18 +43,14 @@ def main() -> None:
         found = scale(
             load_config(file), file, out, jobs=arguments.jobs, fits_only=arguments.fits_only, targets=targets
         )  # fmt: skip
-        pictures = sorted((out / "plots").glob("*.svg"))
-        for picture in pictures:
-            folder = arguments.results / "scaling" / name
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, folder / picture.name)
+        pictures = keep_pictures(out / "plots", arguments.results / "scaling" / name)
         results[name] = {
             "command": f"python -m benchmarks.scaling --only {name}",
             "date": today(),
             "device": f"{processor()}, {arguments.jobs} cells at a time",
             "versions": versions("jax", "numpy", "scipy"),
             "seeds": sorted({cell["seed"] for cell in found["cells"]}),
-            "pictures": [picture.stem for picture in pictures],
+            "pictures": pictures,
             "result": found,
         }
         atomic_write(target, json.dumps(results, indent=1) + "\n")

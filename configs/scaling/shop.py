@@ -1,10 +1,7 @@
 """HMAT against its flat twin at equal FLOPs, three decades of them, on users of the embedded shop without end.
 
-Hardware: 2 CPU cores, one cell on each. Wall time: about 55 minutes where nothing else runs. Reckoned, not measured as
-a whole: HMAT of width 64 was seen to do 22 to 27 useful GFLOP a second on a core (benchmarks/results/comparison.md),
-width 8 about 1, and models of 10 M parameters 80 (scale_out.md: 36 % of 224); between these the rate was taken to go
-with the width. So 1e13 takes 3,800 seconds of a core over all its cells, 1e12 and the histories 1,400, the smaller ones
-300, and starting 50 processes, compiling and judging 800.
+Hardware: 2 CPU cores, one cell on each. Wall time: 46 cells took some 90 minutes of a core, starting and compiling
+included, beside other work; the two of width 32 at 1e13 are reckoned at half an hour more.
 Command: python -m benchmarks.scaling, or hisam scale configs/scaling/shop.py --out runs/scale-shop --jobs 2
 A fourth decade: `"ahead": {"models": both, "sizes": ("w192",), "budgets": (1e14,), ...}`, half an hour a cell.
 """

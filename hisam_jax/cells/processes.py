@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import ml_collections
 
 from hisam_jax.config import load_config
 from hisam_jax.errors import UserError
@@ -85,19 +87,23 @@ def execute(command: Sequence[str], log: Path, held: Sequence[int] = (), stop: t
 
 def hisam(arguments: Sequence[Any], overrides: Mapping[str, Any]) -> list[str]:
     """The arguments of python that run `hisam ARGUMENTS` with overrides of its config."""
-    flags = [f"--config.{field}={value}" for field, value in as_flags(overrides).items()]
+    flags = [f"--config.{field}={value}" for field, value in _as_flags(overrides).items()]
     return ["-m", "hisam_jax", *map(str, arguments), *flags]
 
 
-def as_flags(overrides: Mapping[str, Any]) -> dict[str, str]:
+def _as_flags(overrides: Mapping[str, Any]) -> dict[str, str]:
     """Overrides as the command line gives them to a step."""
     return {field: str(value) for field, value in overrides.items()}
 
 
+def loaded(config: Path, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A config file with its overrides, as a step that is given both has it."""
+    return load_config(config, _as_flags(overrides))
+
+
 def resolved(config: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A config file with its overrides, as JSON."""
-    whole = load_config(config, as_flags(overrides)).to_dict()
-    return json.loads(json.dumps(whole, sort_keys=True))
+    """`loaded`, as JSON."""
+    return json.loads(json.dumps(loaded(config, overrides).to_dict(), sort_keys=True))
 
 
 def check_same(record: Path, settings: Mapping[str, Any], made: Path, hint: str) -> None:
@@ -165,6 +171,17 @@ def note_failure(folder: Path, error: Failed) -> None:
     """Counts a cell's failure and keeps what it said."""
     record = {"tries": tries_of(folder) + 1, "said": str(error)}
     atomic_write(folder / FAILED, json.dumps(record, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def noting_failure(folder: Path) -> Iterator[None]:
+    """Keeps what a step within it failed with in the cell's folder, and forgets earlier failures where none does."""
+    try:
+        yield
+    except Failed as error:
+        note_failure(folder, error)
+        raise
+    (folder / FAILED).unlink(missing_ok=True)
 
 
 def failure_of(folder: Path) -> str | None:

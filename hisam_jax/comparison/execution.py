@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from hisam_jax.cells.processes import (
-    FAILED,
     CellFiles,
-    Failed,
-    as_flags,
     begin_cell,
     check_same,
     execute,
     hisam,
+    loaded,
     may_begin_anew,
-    note_failure,
+    noting_failure,
     refuse_others,
     resolved,
 )
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Cell, Grid, beside, flat
 from hisam_jax.comparison.inputs import Inputs
-from hisam_jax.config import load_config, need
+from hisam_jax.config import need
 from hisam_jax.data.dataset import content_checksum
 from hisam_jax.errors import UserError
 from hisam_jax.tokenizer.run import settings_of
@@ -106,13 +104,9 @@ class Workshop:
         folder = self.out / cell.folder
         begin_cell(folder, FILES, self.settings(cell), _hint(FILES.record))
         evaluate = hisam(["evaluate", "--workdir", folder / "run", "--no-baselines"], {})
-        try:
+        with noting_failure(folder):
             for step, arguments in (("train", self.train(cell)), ("evaluate", evaluate)):
                 execute(arguments, folder / f"{step}.log", (lock,), stop)
-        except Failed as error:
-            note_failure(folder, error)
-            raise
-        (folder / FAILED).unlink(missing_ok=True)
 
     def done(self, cell: Cell) -> bool:
         """Whether a cell has been evaluated.
@@ -184,7 +178,7 @@ def _check_run(config: Mapping[str, Any]) -> None:
 def _refusal(config: Path, overrides: Mapping[str, Any], check: Callable[[Any], Any]) -> UserError | None:
     """What a step would say of a config file with these overrides."""
     try:
-        check(load_config(config, as_flags(overrides)))
+        check(loaded(config, overrides))
     except UserError as error:
         return error
     return None

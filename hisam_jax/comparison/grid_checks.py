@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from hisam_jax.comparison.statistics import metric_names
+from hisam_jax.config import is_section
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation.baselines import BASELINES
 from hisam_jax.files import is_plain_name
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hisam_jax.comparison.grid import Data, Grid, Row
 
 FEWEST_RESAMPLES = 10
-ABOUT = ("name", "row", "source")  # of a published figure; its other fields are metrics, and why ours may differ
+ABOUT, WHY = ("name", "row", "source"), "why"  # of a published figure, and why ours may differ; the rest are metrics
 A_ROW = "a row with name, config and tokenizer"
 SHOWN = 60  # characters of a value in a message
 
@@ -45,7 +46,7 @@ def named(section: str, given: Any) -> dict[str, Any]:
     """
     if section == "rows":
         return _rows(given)
-    if not _is_mapping(given):
+    if not is_section(given):
         raise _wrong(section, given, f"{section} by name, such as {{'mine': {{...}}}}")
     for name in given:
         _check_plain(section, name)
@@ -55,7 +56,7 @@ def named(section: str, given: Any) -> dict[str, Any]:
 def _rows(given: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for place, row in enumerate(sequence("rows", given, f"a list, each of it {A_ROW}")):
-        if not _is_mapping(row):
+        if not is_section(row):
             raise _wrong(f"rows[{place}]", row, A_ROW)
         values = dict(row.items())
         name = values.pop("name", None)
@@ -146,7 +147,7 @@ def _check_data(field: str, data: Data, rivals: Collection[str]) -> None:
         _check_metric(f"{field}.metrics", metric)
     for place, entry in enumerate(data.published):
         of = f"{field}.published[{place}]"
-        if not _is_mapping(entry):
+        if not is_section(entry):
             raise _wrong(of, entry, "name, row, source and metrics")
         _check_published(of, entry, rivals)
 
@@ -159,7 +160,7 @@ def _check_published(field: str, entry: Mapping[str, Any], rivals: Collection[st
             raise _wrong(f"{field}.{name}", entry[name], "text")
     _check_known(f"{field}.row", entry["row"], rivals)
     for name, value in entry.items():
-        if name in ABOUT or (name == "why" and isinstance(value, str)):
+        if name in ABOUT or (name == WHY and isinstance(value, str)):
             continue
         _check_metric(field, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -196,10 +197,6 @@ def _check_seeds(field: str, seeds: Sequence[Any]) -> None:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping | ml_collections.ConfigDict)
 
 
 def _wrong(field: str, value: Any, expected: str) -> UserError:

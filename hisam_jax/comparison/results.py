@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,13 +26,33 @@ from hisam_jax.files import atomic_write
 from hisam_jax.remote import local
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What is known of a dataset by now.
+
+    Attributes:
+        dataset: its name.
+        frame: what is scored.
+        cells: row -> its finished cells.
+        known: row or baseline -> scores, a run each.
+    """
+
+    dataset: str
+    frame: Frame
+    cells: Mapping[str, Sequence[Cell]]
+    known: Mapping[str, Sequence[Scores]]
+
+    def seeds(self, row: str | None) -> tuple[int, ...]:
+        """Of a row's finished cells; none of a baseline."""
+        return tuple(cell.seed for cell in self.cells.get(row, ()))
+
+
 def collect(shop: Workshop) -> dict[str, Any]:
     """Everything that is known by now; a row is there with its first finished seed."""
-    datasets = {}
-    for name in shop.grid.datasets:
-        if (shop.out / "frames" / name / "targets.npz").is_file():
-            datasets[name] = _of_dataset(shop, name)
-    across = [pair for names in shop.grid.across if (pair := _across(shop, *names))]
+    names = [name for name in shop.grid.datasets if (shop.out / "frames" / name / "targets.npz").is_file()]
+    scored = {name: _scored(shop, name) for name in names}
+    datasets = {name: _of_dataset(shop, held) for name, held in scored.items()}
+    across = [pair for names in shop.grid.across if (pair := _across(shop, scored, *names))]
     return {"title": shop.grid.title, "reference": shop.grid.reference, "datasets": datasets, "across": across}
 
 
@@ -47,32 +68,33 @@ def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None
             atomic_write(shop.out / "plots" / f"{name}-curves.svg", curves(table))
 
 
-def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
-    grid, bootstrap = shop.grid, Bootstrap(resamples=shop.grid.resamples)
+def _scored(shop: Workshop, dataset: str) -> Scored:
     frame, simple = load_frame(shop.frame(dataset))
     cells = _finished(shop, dataset)
     scores = {row: [load_scores(shop.out / cell.folder / "run", frame) for cell in of] for row, of in cells.items()}
-    known = {name: [one] for name, one in simple.items()} | scores
+    return Scored(dataset, frame, cells, {name: [one] for name, one in simple.items()} | scores)
+
+
+def _of_dataset(shop: Workshop, scored: Scored) -> dict[str, Any]:
+    grid, dataset, frame, known = shop.grid, scored.dataset, scored.frame, scored.known
     manifest = read_manifest(local(shop.dataset(dataset), "dataset"))
     rows = {}
     for row in known:
         rival = grid.rival_of(row) if row in grid.rows else grid.reference
         theirs = known.get(rival) if rival != row else None
-        made_of = dataset, row, _seeds(cells, row), rival, _seeds(cells, rival)
+        made_of = dataset, row, scored.seeds(row), rival, scored.seeds(rival)
         if made_of not in shop.rows:  # thousands of resamples: once for the same runs
-            shop.rows[made_of] = _row(known[row], theirs, rival, frame, bootstrap)
+            shop.rows[made_of] = _row(known[row], theirs, rival, frame, Bootstrap(resamples=grid.resamples))
         rows[row] = dict(shop.rows[made_of])
-        if row in cells:
-            folders = [shop.out / cell.folder / "run" for cell in cells[row]]
-            rows[row] |= taken(folders, _seeds(cells, row))
+        if row in scored.cells:
+            folders = [shop.out / cell.folder / "run" for cell in scored.cells[row]]
+            rows[row] |= taken(folders, scored.seeds(row))
             rows[row] |= {"group": grid.rows[row].group, "note": grid.rows[row].note}
-    pairs = []
-    for row, rival in grid.pairs:
-        if row in known and rival in known:
-            key = "pair", dataset, row, _seeds(cells, row), rival, _seeds(cells, rival)
-            if key not in shop.rows:
-                shop.rows[key] = {"row": row, "rival": rival} | _against(known[row], known[rival], frame, bootstrap)
-            pairs.append(shop.rows[key])
+    pairs = [
+        {"row": row, "rival": rival, **_paired(shop, scored, row, scored, rival)}
+        for row, rival in grid.pairs
+        if row in known and rival in known
+    ]
     data = grid.datasets[dataset]
     return {
         "title": data.title or dataset,
@@ -92,28 +114,28 @@ def _of_dataset(shop: Workshop, dataset: str) -> dict[str, Any]:
     }
 
 
-def _across(shop: Workshop, ours: str, theirs: str) -> dict[str, Any] | None:
+def _across(shop: Workshop, scored: Mapping[str, Scored], ours: str, theirs: str) -> dict[str, Any] | None:
     """A paired difference between rows of two datasets; None while one is not there.
 
     Raises:
         UserError: these datasets hold out other events.
     """
-    sides = []
-    for dataset, row in (ours.split("/"), theirs.split("/")):
-        cells = _finished(shop, dataset).get(row) if (shop.frame(dataset) / "targets.npz").is_file() else None
-        if not cells:
-            return None
-        frame, _ = load_frame(shop.frame(dataset))
-        scores = [load_scores(shop.out / cell.folder / "run", frame) for cell in cells]
-        sides.append((frame, scores, tuple(cell.seed for cell in cells)))
-    (frame, scores, seeds), (their_frame, their_scores, their_seeds) = sides
-    if not frame.same(their_frame):
+    (mine, row), (other, rival) = ((scored.get(dataset), row) for dataset, row in (ours.split("/"), theirs.split("/")))
+    if mine is None or row not in mine.cells or other is None or rival not in other.cells:
+        return None
+    if not mine.frame.same(other.frame):
         raise UserError(f"{ours} and {theirs} hold out other events", field="across", expected="datasets of one split")
-    key = "across", ours, seeds, theirs, their_seeds
+    lead = list(shop.grid.datasets[mine.dataset].metrics)
+    return {"row": ours, "rival": theirs, **_paired(shop, mine, row, other, rival), "lead": lead}
+
+
+def _paired(shop: Workshop, mine: Scored, row: str, other: Scored, rival: str) -> dict[str, Any]:
+    """Differences of two rows, worked out once for the same runs."""
+    key = "pair", mine.dataset, row, mine.seeds(row), other.dataset, rival, other.seeds(rival)
     if key not in shop.rows:
-        found = _against(scores, their_scores, frame, Bootstrap(resamples=shop.grid.resamples))
-        shop.rows[key] = {"row": ours, "rival": theirs} | found
-    return {**shop.rows[key], "lead": list(shop.grid.datasets[ours.split("/")[0]].metrics)}
+        bootstrap = Bootstrap(resamples=shop.grid.resamples)
+        shop.rows[key] = _against(mine.known[row], other.known[rival], mine.frame, bootstrap)
+    return shop.rows[key]
 
 
 def _rated(frame: Frame) -> dict[str, int]:
@@ -130,10 +152,6 @@ def _rated(frame: Frame) -> dict[str, int]:
 def _finished(shop: Workshop, dataset: str) -> dict[str, list[Cell]]:
     cells = [cell for cell in shop.grid.cells() if cell.dataset == dataset and shop.done(cell)]
     return {row: of for row in shop.grid.rows_of(dataset) if (of := [cell for cell in cells if cell.row == row])}
-
-
-def _seeds(cells: Mapping[str, Sequence[Cell]], row: str | None) -> tuple[int, ...]:
-    return tuple(cell.seed for cell in cells.get(row, ()))
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hisam_jax.comparison.grid_checks import ABOUT, WHY
 from hisam_jax.comparison.statistics import significant
 from hisam_jax.evaluation.cold_start import GROUPS
 from hisam_jax.markdown import interval, markdown_table
@@ -105,11 +106,11 @@ def _published(table: Mapping[str, Any]) -> str:
     for entry in table["published"]:
         row = table["rows"].get(entry["row"])
         for metric, value in entry.items():
-            if metric in ("name", "row", "source", "why"):
+            if metric in (*ABOUT, WHY):
                 continue
             ours = [row["metrics"].get(name) if row else None for name in (metric, f"{metric}/unmasked")]
             said = [_beside(value, found) for found in ours]
-            why = entry.get("why", "")
+            why = entry.get(WHY, "")
             rows.append([entry["name"], entry["source"], metric, f"{value:.4f}", entry["row"], *said, why])
     return markdown_table(["published", "source", "metric", "figure", "row", "masked", "unmasked", "ours"], rows)
 

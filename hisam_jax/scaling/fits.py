@@ -88,6 +88,8 @@ def _frontier(
             {
                 **dataclasses.asdict(target),
                 **frontier.predict(fit, cost, target.flops, around),
+                "times_largest": target.flops / high,
+                "far": frontier.is_far(target.flops, spent),
                 "warnings": frontier.warnings_of(target, spent, fit),
             }
             for target in targets

@@ -120,15 +120,20 @@ def predict(fit: Fit, cost: CostOfItem, flops: float, around: float) -> dict[str
     }
 
 
+def is_far(flops: float, budgets: Sequence[float]) -> bool:
+    """Whether a budget lies so far from those that were run that a law may not hold there."""
+    return not min(budgets) / FAR <= flops <= FAR * max(budgets)
+
+
 def warnings_of(target: Target, budgets: Sequence[float], fit: Fit) -> list[str]:
     """Why a prediction is not to be relied on; empty where nothing speaks against it."""
-    found = []
-    if target.flops > FAR * max(budgets):
+    found, far = [], is_far(target.flops, budgets)
+    if far and target.flops > max(budgets):
         found.append(
             f"{target.flops / max(budgets):,.0f} times the largest budget that was run: "
             "an extrapolation far past the data, whose interval does not cover that the law may not hold there"
         )
-    if target.flops < min(budgets) / FAR:
+    elif far:
         found.append(f"{min(budgets) / target.flops:,.0f} times below the smallest budget that was run")
     return found + ([f"the fit is not identified: {'; '.join(fit.doubts)}"] if fit.doubts else [])
 

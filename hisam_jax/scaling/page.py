@@ -126,13 +126,11 @@ def _bowls(result: Mapping[str, Any]) -> str:
 def _predictions(result: Mapping[str, Any]) -> str:
     rows, doubtful, far = [], [], False
     for model, entry in result["models"].items():
-        spent = [cell["spent"] for cell in result["cells"] if cell["model"] == model]
         for found in entry.get("predictions", []):
             said = found["said"] + ("" if "FLOPs" in found["said"] else f" = {found['flops']:.3g} FLOPs")
-            beyond = found["flops"] / max(spent)
-            far |= beyond > FAR or found["flops"] < min(spent) / FAR
+            far |= found["far"]
             figures = [_wide(found["n"]), _wide(found["d"]), interval(found["loss"], 3)]
-            rows.append([said, model, *figures, f"{beyond:,.3g}"])
+            rows.append([said, model, *figures, f"{found['times_largest']:,.3g}"])
         doubtful += [model] if rows and entry["law"] and entry["law"]["doubts"] else []
     if not rows:
         return "No law, no prediction.\n"

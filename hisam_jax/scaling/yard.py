@@ -14,20 +14,20 @@ from hisam_jax.cells.processes import (
     FAILED,
     CellFiles,
     Failed,
-    as_flags,
     begin_cell,
     check_same,
     execute,
     failure_of,
+    loaded,
     may_begin_anew,
     note_failure,
+    noting_failure,
     resolved,
     tries_of,
 )
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import beside, flat
 from hisam_jax.comparison.inputs import Inputs
-from hisam_jax.config import load_config
 from hisam_jax.data.dataset import Dataset, content_checksum
 from hisam_jax.errors import UserError
 from hisam_jax.files import atomic_write
@@ -79,7 +79,7 @@ class Yard:
                 SemanticIDTable.load(self.coded, item_ids, verify=False)
         else:
             with _said_of(self.config, {"tokenizer.overrides": tokenizer.overrides}):
-                settings_of(load_config(beside(tokenizer.config, self.config), as_flags(flat(tokenizer.overrides))))
+                settings_of(loaded(beside(tokenizer.config, self.config), flat(tokenizer.overrides)))
         self._check_models()
 
     def _check_models(self) -> None:
@@ -176,12 +176,8 @@ class Yard:
         if tries_of(folder) >= self.sweep.attempts:
             raise Failed(f"{failure_of(folder)} ({tries_of(folder)} times; remove {folder / FAILED} to try again)")
         command = ["-m", "hisam_jax.scaling.cell", str(folder), *map(str, self.inputs())]
-        try:
+        with noting_failure(folder):
             execute(command, folder / "log", (lock,), stop)
-        except Failed as error:
-            note_failure(folder, error)
-            raise
-        (folder / FAILED).unlink(missing_ok=True)
 
     def run_here(self, cell: Cell) -> None:
         """Does a cell in this process, or goes on with it; what a user can mend is kept in its `failed.json`.
