@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hisam_jax.errors import PeerLost, UserError
+from hisam_jax.errors import PeerLost, UserError, tell
 from hisam_jax.guard import guard
 
 THREE = ("HISAM_COORDINATOR", "HISAM_PROCESSES", "HISAM_PROCESS_ID")
@@ -292,7 +292,7 @@ def _last_words(kind: type[BaseException], error: BaseException, trace: Any) -> 
 
 def _exit(code: int, error: UserError | None = None) -> None:
     if error is not None:
-        print(f"hisam: error: {error}", file=sys.stderr)
+        tell(error)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 
 class UserError(Exception):
@@ -79,3 +80,8 @@ class ReaderLost(UserError):
             field="data.workers",
             hint="where memory ran out, lower data.workers; started again, training goes on from its last checkpoint",
         )
+
+
+def tell(error: UserError | str) -> None:
+    """Says on stderr what ends us, in one write: what other threads print cannot come between the line and its end."""
+    sys.stderr.write(f"hisam: error: {error}\n")

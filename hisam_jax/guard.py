@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from hisam_jax.errors import PeerLost, UserError
+from hisam_jax.errors import PeerLost, UserError, tell
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _FATAL = re.compile(rb"^F\d{4} .*JAX distributed service detected fatal errors")
@@ -74,7 +74,7 @@ def _watch(name: str, child: int, stderr: BinaryIO) -> None:
     reader.join(_LAST_WORDS_SECONDS)
     code, line = verdict(name, os.waitstatus_to_exitcode(status), stream)
     if line:
-        print(f"hisam: error: {line}", file=sys.stderr)
+        tell(line)
     sys.stderr.flush()
     os._exit(code)
 

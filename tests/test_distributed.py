@@ -255,6 +255,15 @@ def test_one_is_killed_and_the_other_says_so_and_ends(killed, doing, program, st
     assert time.monotonic() - begin < 20
 
 
+def test_what_ends_us_is_one_write_that_no_dump_can_split():
+    read, write = os.pipe2(os.O_DIRECT)  # a read gives back what one write put in
+    code = "from hisam_jax.errors import UserError, tell; tell(UserError('no'))"
+    subprocess.run([sys.executable, "-u", "-c", code], stderr=write, check=True)
+    os.close(write)
+    assert os.read(read, 4096) == b"hisam: error: no\n"
+    os.close(read)
+
+
 @pytest.mark.parametrize(("how", "code"), [("refuse", 2), ("fault", 1)])
 def test_one_that_fails_does_not_wait_for_the_others(how, code, program, started):
     started += start(program, [0, 1], 2, how)

@@ -11,7 +11,7 @@ import hisam_jax
 from hisam_jax import distributed
 from hisam_jax.cli import comparison, compilation, data, ids, model, results, scaling, serving
 from hisam_jax.cli.common import Parser, add_verb, split_overrides, write_result
-from hisam_jax.errors import UserError
+from hisam_jax.errors import UserError, tell
 
 DONE, INTERRUPTED = 0, 130
 ON_A_MESH = ("train", "evaluate")  # what several processes do together
@@ -86,5 +86,5 @@ def _out_of_memory(error: RuntimeError) -> UserError:
 
 
 def _refuse(error: UserError) -> int:
-    print(f"hisam: error: {error}", file=sys.stderr)
+    tell(error)
     return error.exit_code

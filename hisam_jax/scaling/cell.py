@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from hisam_jax.errors import UserError
+from hisam_jax.errors import UserError, tell
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.targets import retrieval_targets
 from hisam_jax.files import atomic_write
@@ -126,7 +126,7 @@ def main(folder: str, dataset: str, ids: str) -> int:
     try:
         run_cell(Path(folder), dataset, ids)
     except UserError as error:
-        print(f"hisam: error: {error}", file=sys.stderr)
+        tell(error)
         return error.exit_code
     return 0
 
