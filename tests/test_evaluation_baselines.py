@@ -14,6 +14,7 @@ from hisam_jax.evaluation import baselines, cold_start, targets
 from hisam_jax.evaluation import ranking as metrics
 from hisam_jax.evaluation.intervals import Bootstrap
 from hisam_jax.evaluation.item_knn import ItemKNNConfig, item_knn_scorer, item_similarities, tune_item_knn
+from hisam_jax.inference.transitions import TransitionConfig
 
 USERS, ITEMS = 30, 25
 
@@ -153,6 +154,25 @@ def test_item_knn_by_hand(sequences, events, config):
         np.testing.assert_allclose(scores[row], expected, atol=1e-5)
 
 
+def test_transitions_alone_are_what_followed_the_history_in_training(sequences, events):
+    test = targets.retrieval_targets(events, "test")
+    scores = baselines.transitions_scorer(events, test)(np.arange(len(test.user_T)))
+    config = TransitionConfig()
+    follows, count = np.zeros((ITEMS, ITEMS)), np.zeros(ITEMS)
+    for s in sequences:
+        liked = s.item[(s.split == TRAIN) & (s.positive == 1)]
+        np.add.at(count, liked, 1)
+        for at, item in enumerate(liked):
+            for lag, other in enumerate(liked[at + 1 : at + 1 + config.lags]):
+                follows[item, other] += config.decay**lag
+    follows *= np.outer(count + config.shrinkage, count + config.shrinkage) ** -0.5
+    for row, (user, position) in enumerate(zip(test.user_T, test.position_T, strict=True)):
+        history = sequences[user].item[:position][sequences[user].positive[:position] == 1]
+        expected = sum((config.recency**age * follows[item] for age, item in enumerate(history[::-1])), np.zeros(ITEMS))
+        np.testing.assert_allclose(scores[row], expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(follows - follows.T).max() > 0.05  # directed
+
+
 def test_similarities_do_not_depend_on_the_block(events, monkeypatch):
     whole = item_similarities(events, ItemKNNConfig(neighbours=ITEMS))
     monkeypatch.setattr("hisam_jax.evaluation.item_knn.BLOCK_ELEMENTS", 3 * ITEMS)
@@ -177,6 +197,7 @@ def test_tables_of_a_dataset_with_ratings_and_of_one_without(tmp_path):
         tables = baselines.baseline_tables(given, ranking, retrieval, Bootstrap(50))
         knn, popular = (tables[name]["retrieval"]["recall@10"]["value"] for name in ("item_knn", "popularity"))
         assert knn > popular + 0.2  # planted groups
+        assert tables["transitions"]["retrieval"]["recall@10"]["value"] > popular + 0.2
         assert ("item_mean" in tables) == ratings and ("item_mean_user_bias" in tables) == ratings
         assert tables["item_knn"]["cold"]["retrieval"]["warm_user"]["targets"] >= 0
         if ratings:

@@ -1,9 +1,9 @@
-"""The baselines beside every model: popularity, item mean (plain and with a causal user bias) and ItemKNN."""
+"""The baselines beside every model: popularity, item mean (plain and with a user bias), ItemKNN and transitions."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.signal import lfilter
@@ -11,10 +11,11 @@ from scipy.signal import lfilter
 from hisam_jax.data.records import TRAIN
 from hisam_jax.evaluation import cold_start, retrieval, summary
 from hisam_jax.evaluation.intervals import Bootstrap
-from hisam_jax.evaluation.item_knn import ItemKNNConfig, item_knn_scorer, tune_item_knn
+from hisam_jax.evaluation.item_knn import ItemKNNConfig, item_knn_scorer, tune_item_knn, weighted_history
 from hisam_jax.evaluation.targets import Events, RankingTargets, RetrievalTargets, first_of_user, retrieval_targets
+from hisam_jax.inference.transitions import Transitions
 
-BASELINES = ("popularity", "item_knn", "item_mean", "item_mean_user_bias", "item_mean_recent_user_bias")
+BASELINES = ("popularity", "item_knn", "transitions", "item_mean", "item_mean_user_bias", "item_mean_recent_user_bias")
 ITEM_SMOOTHING = 5.0  # pseudo-events at the global mean
 USER_SMOOTHING = 5.0  # pseudo-events at no bias
 RECENT = 0.95  # decay of the recent user bias [ours]: on MovieLens it lifts pooled AUC and costs GAUC
@@ -77,9 +78,20 @@ def score_baselines(
     config = tune_item_knn(events, retrieval_targets(events, "validation"), seed)
     rows_of = {"popularity": popularity(events)} | ({"item_mean": item_mean(events)} if events.rated_E.any() else {})
     ranks = {name: _rank_constant(row, targets) for name, row in rows_of.items()}
-    knn = item_knn_scorer(events, targets, config)
-    ranks["item_knn"] = retrieval.rank_targets(knn, targets.item_T, targets.seen, events.items)
+    scorers = {"item_knn": item_knn_scorer(events, targets, config), "transitions": transitions_scorer(events, targets)}
+    for name, score in scorers.items():
+        ranks[name] = retrieval.rank_targets(score, targets.item_T, targets.seen, events.items)
     return BaselineScores(ranks, scores, requests, config)
+
+
+def transitions_scorer(events: Events, targets: RetrievalTargets) -> Callable[[np.ndarray], np.ndarray]:
+    """A function target numbers [B] -> scores [B, I]: what followed the liked items before each target in training.
+
+    The transitions of `evaluation.blend` without a model, by the same settings, which Beauty's validation chose.
+    """
+    transitions = Transitions.of(events)
+    history_TI = weighted_history(events, targets, transitions.config.recency)
+    return lambda rows: (history_TI[rows] @ transitions.next_II).toarray()
 
 
 def baseline_tables(

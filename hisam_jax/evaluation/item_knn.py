@@ -53,7 +53,7 @@ def item_knn_scorer(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A function target numbers [B] -> scores [B, I], from the liked items before each target; 0 without any."""
     similarity_II = item_similarities(events, config) if similarity_II is None else similarity_II
-    history_TI = _weighted_history(events, targets, config.recency)
+    history_TI = weighted_history(events, targets, config.recency)
     return lambda rows: (history_TI[rows] @ similarity_II).toarray()
 
 
@@ -92,7 +92,8 @@ def _nearest(counts_BI: np.ndarray, start: int, norm_I: np.ndarray, config: Item
     return sparse.csr_array(similarity_BI)
 
 
-def _weighted_history(events: Events, targets: RetrievalTargets, recency: float) -> sparse.csr_array:
+def weighted_history(events: Events, targets: RetrievalTargets, recency: float) -> sparse.csr_array:
+    """Votes [T, I] of the liked items before each target: `recency` to the number of liked items since."""
     row, event = history(events, events.start_U1[targets.user_T] + targets.position_T)
     row, event = row[events.positive_E[event]], event[events.positive_E[event]]
     count_T = np.bincount(row, minlength=len(targets.user_T))

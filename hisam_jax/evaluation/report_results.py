@@ -17,6 +17,7 @@ LOWER_IS_BETTER = {"logloss"}
 UNMASKED = "/unmasked"
 BASELINES = {
     "item_knn": "ItemKNN",
+    "transitions": "Transitions",
     "popularity": "Popularity",
     "item_mean": "Item mean",
     "item_mean_user_bias": "Item mean + user bias",
