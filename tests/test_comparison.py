@@ -487,6 +487,23 @@ def test_a_page_without_any_metric_has_no_table_of_them():
     assert "hmat less flat" not in page and "cold user" not in page and "| hmat | dst | 10 |" in page
 
 
+def test_users_with_one_rated_event_are_told_of_by_auc():
+    """GAUC judges inside a user: of cold users with an event each it has nothing to say."""
+    lead = ["request/gauc", "ranking/gauc", "ranking/auc", "request/auc"]
+    value = {"value": 0.5, "ci95": [0.4, 0.6]}
+    groups = {group: {"ranking/auc": value} | ({} if group == "cold_user" else {lead[0]: value}) for group in GROUPS}
+    table = table_of(metrics=dict.fromkeys(lead, value), groups=groups) | {"lead": lead}
+    pair = {"row": "hmat", "rival": "din", "metrics": dict.fromkeys(lead, value), "groups": groups}
+    page = tables.markdown({"title": "T", "datasets": {"tiny": table | {"pairs": [pair]}}})
+    assert "| ranking/auc | cold user |" in page and "| request/gauc | cold user |" in page
+    assert "| ranking/gauc | cold user |" not in page and "| request/auc | cold user |" not in page
+    by_auc = page[page.index("| ranking/auc | cold user |") :].splitlines()
+    assert next(line for line in by_auc if line.startswith("| hmat |")).startswith("| hmat | 0.5000 [0.4000, 0.6000] |")
+    assert "Δ ranking/auc, cold user" in page
+    lists = table_of(metrics={"retrieval/recall@10": value}, groups={group: {} for group in GROUPS})
+    assert "auc" not in tables.markdown({"title": "T", "datasets": {"tiny": lists}})
+
+
 def test_curves_are_those_of_each_metric_that_was_watched():
     one, two = ([[10, 0.1], [20, 0.3]], [[5, 0.2], [10, 0.1]])
     table = table_of(curve={"metric": "validation/a", "points": one})

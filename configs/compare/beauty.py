@@ -9,6 +9,7 @@ HSTU (arXiv 2402.17152) holds out the last item alone, and tables that quote it 
 import ml_collections
 
 THEIRS = "published models, trained here"
+IDS_ALONE = {"features": False, "codes": False}
 
 PUBLISHED = (
     ("SASRec, softmax", "quoted from arXiv 2309.07602", "sasrec-ce", "retrieval", 0.0859, 0.0503, ""),
@@ -57,10 +58,15 @@ def get_config() -> ml_collections.ConfigDict:
             "tokenizers": {
                 "dst": {"config": "configs/tokenizer/dst.py"},
                 "rqvae": {"config": "configs/tokenizer/rqvae.py"},
+                "random": {"config": "configs/tokenizer/random.py"},
             },
             "seeds": (0,),
             "reference": "sasrec-ce",
-            "pairs": (("hmat", "sasrec-ce"), ("hmat", "flat"), ("hmat", "hstu"), ("hmat-generation", "tiger")),
+            "pairs": (
+                ("hmat", "sasrec-ce"), ("hmat", "flat"), ("hmat", "hstu"), ("hmat-generation", "tiger"),
+                ("hmat", "transitions"), ("sasrec-ce", "transitions"),
+                *((f"hmat-{less}", "sasrec-ce") for less in ("dot", "ids", "ids-dot")),
+            ),
             "rows": (
                 {
                     "name": "hmat", "config": "configs/beauty.py", "tokenizer": "dst", "group": "ours",
@@ -74,6 +80,17 @@ def get_config() -> ml_collections.ConfigDict:
                     "name": "flat", "config": "configs/beauty.py", "tokenizer": "dst", "against": "hmat",
                     "overrides": {"model": {"anchors": False}}, "group": "ours",
                 },
+                *(
+                    {
+                        "name": name, "config": "configs/beauty.py", "tokenizer": tokenizer, "against": "hmat",
+                        "overrides": {"model": model}, "group": "ours", "note": note,
+                    }
+                    for name, tokenizer, model, note in (
+                        ("hmat-dot", "dst", {"cosine": False}, "scores by dot products, as SASRec's are"),
+                        ("hmat-ids", "random", IDS_ALONE, "no text, and codes that say nothing: what SASRec reads"),
+                        ("hmat-ids-dot", "random", {**IDS_ALONE, "cosine": False}, "both of these"),
+                    )
+                ),
                 {
                     "name": "sasrec-ce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
                     "overrides": blend, "group": THEIRS,

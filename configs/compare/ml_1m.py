@@ -31,6 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
             "tokenizers": {"dst": {"config": "configs/tokenizer/dst.py"}},
             "seeds": (0,),
             "reference": "sasrec-ce",
+            "pairs": (
+                ("hmat", "flat"), ("hmat-last-code", "flat"), ("hmat", "sasrec-ce"), ("sasrec-ce", "transitions"),
+            ),
             "across": (("both/hmat", "text/hmat"), ("both/hmat", "posters/hmat"), ("text/hmat", "posters/hmat")),
             "rows": (
                 {
@@ -40,6 +43,11 @@ def get_config() -> ml_collections.ConfigDict:
                 {
                     "name": "flat", "config": "configs/ml_1m.py", "tokenizer": "dst", "against": "hmat",
                     "overrides": training | {"model": {"anchors": False}}, "group": "ours", "datasets": ("both",),
+                },
+                {
+                    "name": "hmat-last-code", "config": "configs/ml_1m.py", "tokenizer": "dst", "against": "flat",
+                    "overrides": training | {"model": {"anchor_token": False}}, "group": "ours", "datasets": ("both",),
+                    "note": "the last code is the anchor: as many tokens an item as flat has",
                 },
                 {
                     "name": "sasrec-ce", "config": "configs/ml_1m_sasrec.py", "tokenizer": "dst", "group": THEIRS,

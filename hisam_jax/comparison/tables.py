@@ -23,7 +23,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The page."""
     parts: list[str] = [f"# {result['title']}\n", READING]
     for table in result["datasets"].values():
-        parts += [f"## {table['title']}\n", _about(table), *_leading(table), _grouped(table)]
+        parts += [f"## {table['title']}\n", _about(table), *_leading(table), *_grouped(table)]
         parts += [_pairs(table)] if table.get("pairs") else []
         parts += [_published(table)] if table.get("published") else []
         parts += [_cost(table), _cut(table)]
@@ -71,10 +71,18 @@ def _leading_row(lead: Sequence[str]):
     return cells
 
 
-def _grouped(table: Mapping[str, Any]) -> str:
-    if not _shown(table):
-        return ""
-    metric = _shown(table)[0]
+def _grouped(table: Mapping[str, Any]) -> list[str]:
+    """A table by groups of users and items for each metric that is told by them."""
+    return [_by_group(table, metric) for metric in _told_by_group(_shown(table))]
+
+
+def _told_by_group(lead: Sequence[str]) -> list[str]:
+    """The first metric; and an AUC behind a GAUC, which has nothing to say of users with one rated event each."""
+    pooled = [metric for metric in lead[1:] if metric.endswith("/auc")] if lead[:1] and "gauc" in lead[0] else []
+    return [*lead[:1], *pooled[:1]]
+
+
+def _by_group(table: Mapping[str, Any], metric: str) -> str:
     header = [metric, *(name.replace("_", " ") for name in GROUPS)]
 
     def cells(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -88,14 +96,15 @@ def _pairs(table: Mapping[str, Any]) -> str:
 
 
 def _differences(pairs: Sequence[Mapping[str, Any]], lead: Sequence[str]) -> str:
+    grouped = [(metric, group) for metric in _told_by_group(lead) for group in GROUPS]
     header = [
         "pair",
         *(f"Δ {metric}" for metric in lead),
-        *(f"Δ {lead[0]}, {group.replace('_', ' ')}" for group in GROUPS),
+        *(f"Δ {metric}, {group.replace('_', ' ')}" for metric, group in grouped),
     ]
     rows = []
     for pair in pairs:
-        by_group = (pair["groups"][group].get(lead[0]) for group in GROUPS)
+        by_group = (pair["groups"][group].get(metric) for metric, group in grouped)
         found = [*(pair["metrics"].get(metric) for metric in lead), *by_group]
         rows.append([f"{pair['row']} less {pair['rival']}", *map(difference, found)])
     return markdown_table(header, rows)
