@@ -1,7 +1,7 @@
 """HMAT against its flat twin at equal FLOPs, three decades of them, on users of the embedded shop without end.
 
-Hardware: 2 CPU cores, one cell on each. Wall time: 46 cells took some 90 minutes of a core, starting and compiling
-included, beside other work; the two of width 32 at 1e13 are reckoned at half an hour more.
+Hardware: 2 CPU cores, one cell on each. Wall time: its 48 cells took some two hours of a core, starting and compiling
+included, beside other work.
 Command: python -m benchmarks.scaling, or hisam scale configs/scaling/shop.py --out runs/scale-shop --jobs 2
 A fourth decade: `"ahead": {"models": both, "sizes": ("w192",), "budgets": (1e14,), ...}`, half an hour a cell.
 """
