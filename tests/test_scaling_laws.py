@@ -13,6 +13,7 @@ from hisam_jax.chips import CHIPS
 from hisam_jax.drawing import svg
 from hisam_jax.errors import UserError
 from hisam_jax.scaling import fits, frontier, page, plots
+from hisam_jax.scaling.ceiling import ceiling_of
 from hisam_jax.scaling.isoflop import OUTSIDE, fit_bowls
 from hisam_jax.scaling.law import NAMES, Fit, Law, fit_law
 
@@ -144,6 +145,50 @@ def test_a_budget_that_cannot_be_names_its_flag(make, field):
 def test_hours_of_a_chip_are_its_peak_times_what_is_used():
     target = frontier.target_of_chips(2.0, "v5e", 0.5)
     assert target.flops == 2 * 3600 * CHIPS["v5e"].flops * 0.5 and "50%" in target.said and "v5e" in target.said
+
+
+def compiled(**change) -> dict:
+    """A report of a step that its links hold up: 100 of 400 operations a device that the peak would give."""
+    peak = CHIPS["v5e"].flops
+    report = {
+        "topology": "v5e:2x2", "chip": "TPU v5e", "devices": 4, "flops_per_step": {"useful": 400, "recomputed": 80},
+        "floor_seconds": {"arithmetic": 120 / peak, "memory": 9 / peak, "links": 400 / peak, "limit": "links"},
+    }  # fmt: skip
+    return report | change
+
+
+def test_the_floor_of_a_compiled_step_bounds_what_a_chip_gives(tmp_path):
+    file = tmp_path / "step.json"
+    file.write_text(json.dumps(compiled()))
+    ceiling = ceiling_of(file)
+    assert ceiling.device == "v5e" and ceiling.share == pytest.approx(0.25)
+    bound = frontier.target_of_chips(1.0, "v5e", 0.5, ceiling)
+    assert bound.flops == pytest.approx(3600 * CHIPS["v5e"].flops * 0.25)
+    assert "25% of it used: links of the step compiled for v5e:2x2 allows no more" in bound.said
+    assert frontier.target_of_chips(1.0, "v5e", 0.1, ceiling) == frontier.target_of_chips(1.0, "v5e", 0.1)
+    floor = {**compiled()["floor_seconds"], "links": 1 / CHIPS["v5e"].flops, "limit": "arithmetic"}
+    file.write_text(json.dumps(compiled(floor_seconds=floor)))
+    assert ceiling_of(file).share == pytest.approx(100 / 120)  # what is computed twice is of no use
+    with pytest.raises(UserError, match="v5e, whose step") as caught:
+        frontier.target_of_chips(1.0, "h100", 0.5, ceiling)
+    assert caught.value.field == "--device"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[]", "{}", json.dumps(compiled(floor_seconds=None)), json.dumps(compiled(chip="Abacus")),
+        json.dumps(compiled(devices=0)), json.dumps(compiled(flops_per_step={"useful": -1})), None,
+        json.dumps({name: value for name, value in compiled().items() if name != "floor_seconds"}),
+    ],
+)  # fmt: skip
+def test_what_is_no_report_of_a_compiled_step_is_refused(tmp_path, text):
+    file = tmp_path / "step.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match="step.json") as caught:
+        ceiling_of(file)
+    assert caught.value.field == "--compiled"
 
 
 @pytest.fixture(scope="module")

@@ -25,23 +25,30 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "--chip-hours", metavar="H", type=float, nargs="+", default=[], help="budgets to predict for, hours of --device"
     )
     add("--device", metavar="NAME", help="whose hours those are: v4, v5e, v5p, v6e, h100 or h200")
+    add(
+        "--compiled",
+        metavar="FILE",
+        help="what `hisam compile` printed; its chip is the device, its floor bounds --mfu",
+    )
     add("--mfu", metavar="SHARE", type=float, default=0.3, help="share of its peak that training makes use of, 0 to 1")
 
 
 def _scale(arguments: argparse.Namespace) -> Any:
     if not arguments.list and arguments.out is None:
         raise UserError("no folder", field="--out", expected="--out DIR, or --list")
-    if bool(arguments.chip_hours) != (arguments.device is not None):
-        raise UserError(
-            "hours and their device come together", field="--chip-hours", expected="--device NAME beside it"
-        )
+    if bool(arguments.chip_hours) != (arguments.device is not None or arguments.compiled is not None):
+        expected = "--device NAME or --compiled FILE beside it"
+        raise UserError("hours and their device come together", field="--chip-hours", expected=expected)
     from hisam_jax.scaling import frontier, run, sweep
+    from hisam_jax.scaling.ceiling import ceiling_of
 
     config = config_of(arguments, sweep.completed)
     if arguments.list:
         return "\n".join(run.list_cells(config))
     targets = [frontier.target_of_flops(flops) for flops in arguments.flops]
-    targets += [frontier.target_of_chips(hours, arguments.device, arguments.mfu) for hours in arguments.chip_hours]
+    ceiling = ceiling_of(arguments.compiled) if arguments.compiled is not None else None
+    device = arguments.device or (ceiling and ceiling.device)
+    targets += [frontier.target_of_chips(hours, device, arguments.mfu, ceiling) for hours in arguments.chip_hours]
     run.scale(
         config,
         arguments.config,

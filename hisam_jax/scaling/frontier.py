@@ -16,6 +16,7 @@ from scipy.optimize import minimize_scalar, nnls
 
 from hisam_jax.chips import CHIPS
 from hisam_jax.errors import UserError
+from hisam_jax.scaling.ceiling import Ceiling
 from hisam_jax.scaling.law import Fit, Law, interval
 
 MFU = 0.3  # share of a chip's peak that a training step uses, where nothing else is said
@@ -47,11 +48,11 @@ def target_of_flops(flops: float) -> Target:
     return Target(float(flops), f"{flops:.3g} FLOPs")
 
 
-def target_of_chips(hours: float, device: str, mfu: float = MFU) -> Target:
-    """A budget in hours of one chip of a kind, of whose bfloat16 peak a share `mfu` is of use.
+def target_of_chips(hours: float, device: str, mfu: float = MFU, ceiling: Ceiling | None = None) -> Target:
+    """A budget in hours of one chip of a kind, of whose bfloat16 peak a share `mfu` is of use, at most the ceiling's.
 
     Raises:
-        UserError: an unknown chip, hours that are none, a share that is none.
+        UserError: an unknown chip, hours that are none, a share that is none, a ceiling of another chip.
     """
     if device not in CHIPS:
         raise UserError(f"value {device!r}", field="--device", expected=" or ".join(CHIPS))
@@ -59,10 +60,13 @@ def target_of_chips(hours: float, device: str, mfu: float = MFU) -> Target:
         if not 0 < value <= most or not math.isfinite(value):
             expected = "above 0" + (", at most 1" if most == 1 else "")
             raise UserError(f"value {value}", field=name, expected=expected)
-    chip = CHIPS[device]
-    unit = "hour" if hours == 1 else "hours"
-    said = f"{hours:,g} {unit} of one {chip.name} ({chip.flops / 1e12:,.0f} TFLOP/s peak, {mfu:.0%} of it used)"
-    return Target(hours * 3600 * chip.flops * mfu, said)
+    if ceiling is not None and ceiling.device != device:
+        raise UserError(f"value {device!r}", field="--device", expected=f"{ceiling.device}, whose step --compiled has")
+    chip, unit, why = CHIPS[device], "hour" if hours == 1 else "hours", ""
+    if ceiling is not None and ceiling.share < mfu:
+        mfu, why = ceiling.share, f": {ceiling.said} allows no more"
+    used = f"{chip.flops / 1e12:,.0f} TFLOP/s peak, {100 * mfu:.3g}% of it used{why}"
+    return Target(hours * 3600 * chip.flops * mfu, f"{hours:,g} {unit} of one {chip.name} ({used})")
 
 
 @dataclasses.dataclass(frozen=True)
