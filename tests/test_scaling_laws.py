@@ -151,7 +151,8 @@ def compiled(**change) -> dict:
     """A report of a step that its links hold up: 100 of 400 operations a device that the peak would give."""
     peak = CHIPS["v5e"].flops
     report = {
-        "topology": "v5e:2x2", "chip": "TPU v5e", "devices": 4, "flops_per_step": {"useful": 400, "recomputed": 80},
+        "fits": True, "topology": "v5e:2x2", "chip": "TPU v5e", "devices": 4,
+        "flops_per_step": {"useful": 400, "recomputed": 80},
         "floor_seconds": {"arithmetic": 120 / peak, "memory": 9 / peak, "links": 400 / peak, "limit": "links"},
     }  # fmt: skip
     return report | change
@@ -164,11 +165,16 @@ def test_the_floor_of_a_compiled_step_bounds_what_a_chip_gives(tmp_path):
     assert ceiling.device == "v5e" and ceiling.share == pytest.approx(0.25)
     bound = frontier.target_of_chips(1.0, "v5e", 0.5, ceiling)
     assert bound.flops == pytest.approx(3600 * CHIPS["v5e"].flops * 0.25)
-    assert "25% of it used: links of the step compiled for v5e:2x2 allows no more" in bound.said
+    assert "25% of it used, the most by links of the step compiled for v5e:2x2)" in bound.said
     assert frontier.target_of_chips(1.0, "v5e", 0.1, ceiling) == frontier.target_of_chips(1.0, "v5e", 0.1)
     floor = {**compiled()["floor_seconds"], "links": 1 / CHIPS["v5e"].flops, "limit": "arithmetic"}
     file.write_text(json.dumps(compiled(floor_seconds=floor)))
     assert ceiling_of(file).share == pytest.approx(100 / 120)  # what is computed twice is of no use
+    useful = 4456881872519861  # whose share is 1 and a bit, by rounding
+    floor = {"arithmetic": useful / 1 / CHIPS["v5e"].flops, "memory": 0.0, "limit": "arithmetic"}
+    alone = compiled(devices=1, flops_per_step={"useful": useful, "recomputed": 0}, floor_seconds=floor)
+    file.write_text("\ufeff" + json.dumps(alone), encoding="utf-8")
+    assert ceiling_of(file).share == 1.0 and "links unknown" in ceiling_of(file).said
     with pytest.raises(UserError, match="v5e, whose step") as caught:
         frontier.target_of_chips(1.0, "h100", 0.5, ceiling)
     assert caught.value.field == "--device"
@@ -178,6 +184,7 @@ def test_the_floor_of_a_compiled_step_bounds_what_a_chip_gives(tmp_path):
     "text",
     [
         "{", "[]", "{}", json.dumps(compiled(floor_seconds=None)), json.dumps(compiled(chip="Abacus")),
+        "[" * 100_000, json.dumps(compiled(devices=10**400)), json.dumps(compiled(fits=False)),
         json.dumps(compiled(devices=0)), json.dumps(compiled(flops_per_step={"useful": -1})), None,
         json.dumps({name: value for name, value in compiled().items() if name != "floor_seconds"}),
     ],

@@ -37,8 +37,8 @@ def _scale(arguments: argparse.Namespace) -> Any:
     if not arguments.list and arguments.out is None:
         raise UserError("no folder", field="--out", expected="--out DIR, or --list")
     if bool(arguments.chip_hours) != (arguments.device is not None or arguments.compiled is not None):
-        expected = "--device NAME or --compiled FILE beside it"
-        raise UserError("hours and their device come together", field="--chip-hours", expected=expected)
+        expected = "--device NAME or --compiled FILE" if arguments.chip_hours else "--chip-hours H"
+        raise UserError("hours and their device come together", field="--chip-hours", expected=f"{expected} beside it")
     from hisam_jax.scaling import frontier, run, sweep
     from hisam_jax.scaling.ceiling import ceiling_of
 
@@ -47,7 +47,7 @@ def _scale(arguments: argparse.Namespace) -> Any:
         return "\n".join(run.list_cells(config))
     targets = [frontier.target_of_flops(flops) for flops in arguments.flops]
     ceiling = ceiling_of(arguments.compiled) if arguments.compiled is not None else None
-    device = arguments.device or (ceiling and ceiling.device)
+    device = ceiling.device if ceiling is not None and arguments.device is None else arguments.device
     targets += [frontier.target_of_chips(hours, device, arguments.mfu, ceiling) for hours in arguments.chip_hours]
     run.scale(
         config,

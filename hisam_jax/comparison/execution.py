@@ -23,6 +23,7 @@ from hisam_jax.cells.processes import (
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Cell, Grid, beside, flat
 from hisam_jax.comparison.inputs import Inputs
+from hisam_jax.comparison.predictions import TARGETS, is_frame
 from hisam_jax.config import need
 from hisam_jax.data.dataset import content_checksum
 from hisam_jax.errors import UserError
@@ -75,10 +76,10 @@ class Workshop:
         hint = f"give the dataset that {name} was, or another --out"
         with claim(self.out / "locks" / "settings.lock", wait=True):
             check_same(self.out / "frames" / f"{name}.json", held, folder, hint)
-        if not (folder / "targets.npz").is_file():
+        if not is_frame(folder / TARGETS):
             folder.mkdir(parents=True, exist_ok=True)
             command = ["-m", "hisam_jax.comparison.frame", str(dataset), str(folder)]
-            self.inputs.once(folder / "targets.npz", command)
+            self.inputs.once(folder / TARGETS, command, there=is_frame)
         return folder
 
     def ids(self, dataset: str, tokenizer: str) -> Path:

@@ -55,13 +55,19 @@ class Inputs:
             check_same(record, settings, folder, hint)
         return folder
 
-    def once(self, made: Path, command: Sequence[str], begin: Callable[[], None] = lambda: None) -> None:
+    def once(
+        self,
+        made: Path,
+        command: Sequence[str],
+        begin: Callable[[], None] = lambda: None,
+        there: Callable[[Path], bool] = Path.exists,
+    ) -> None:
         """Runs a command that makes a file or folder, after `begin`, unless it is there; one process at a time."""
-        if made.exists():
+        if there(made):
             return
         lock = self.out / "locks" / ("-".join(made.relative_to(self.out).parts) + ".lock")
         with claim(lock, wait=True) as held:
-            if not made.exists():
+            if not there(made):
                 begin()
                 execute(command, lock.with_suffix(".log"), (held,))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
-from hisam_jax.evaluation.baselines import score_baselines
+from hisam_jax.evaluation.baselines import BASELINES, score_baselines
 from hisam_jax.evaluation.cold_start import GROUPS, groups
 from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.evaluation.targets import load_events, ranking_targets, retrieval_targets
@@ -19,6 +19,7 @@ from hisam_jax.files import npz_bytes
 from hisam_jax.inference import scoring
 from hisam_jax.remote import write_results
 
+TARGETS = "targets.npz"
 LISTS = ("blend", "hybrid", *scoring.LISTS)
 LOGITS = ("ranking", "request")  # of rated events: after all before each, or as candidates of one request a user
 
@@ -64,11 +65,25 @@ class Scores:
     logits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+def is_frame(file: Path) -> bool:
+    """Whether `targets.npz` is there, and was written with the baselines that there are today."""
+    if not file.is_file():
+        return False
+    with np.load(file) as held:
+        return "baselines" in held and held["baselines"].tolist() == list(BASELINES)
+
+
 def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0) -> None:
     """Writes `targets.npz` and `baselines.npz` of a dataset into a folder: what is scored, and the simple scores."""
     events = load_events(Dataset.load(dataset))
     targets, rated = retrieval_targets(events, "test"), ranking_targets(events, "test")
-    frame = {"user": targets.user_T, "item": targets.item_T, "rated": rated.user_E, "label": rated.label_E}
+    frame = {
+        "baselines": np.array(BASELINES),
+        "user": targets.user_T,
+        "item": targets.item_T,
+        "rated": rated.user_E,
+        "label": rated.label_E,
+    }
     frame |= {f"T/{name}": mask for name, mask in groups(targets.cold).items()}
     frame |= {f"E/{name}": mask for name, mask in groups(rated.cold).items()}
     found = score_baselines(events, rated, targets, seed)
@@ -76,12 +91,12 @@ def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0
     simple |= {f"{name}/unmasked": ranks.unmasked_T for name, ranks in found.ranks.items()}
     simple |= {f"{name}/ranking": values for name, values in found.scores.items()}
     simple |= {f"{name}/request": values for name, values in found.requests.items()}
-    write_results(out, {"baselines.npz": npz_bytes(simple), "targets.npz": npz_bytes(frame)})
+    write_results(out, {"baselines.npz": npz_bytes(simple), TARGETS: npz_bytes(frame)})
 
 
 def load_frame(folder: Path) -> tuple[Frame, dict[str, Scores]]:
     """`(frame, baseline -> scores)` of the folder that `save_frame` wrote."""
-    with np.load(folder / "targets.npz") as file:
+    with np.load(folder / TARGETS) as file:
         of = [{name: file[f"{kind}/{name}"] for name in GROUPS} for kind in "TE"]
         frame = Frame(file["user"], file["item"], file["rated"], file["label"], *of)
     with np.load(folder / "baselines.npz") as file:

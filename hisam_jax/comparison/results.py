@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from hisam_jax.cells.processes import failure_of
+from hisam_jax.cells.processes import Failed, failure_of
 from hisam_jax.comparison import statistics
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell
 from hisam_jax.comparison.plots import curves, curves_of, forest, leading
-from hisam_jax.comparison.predictions import Frame, Scores, load_frame, load_scores
+from hisam_jax.comparison.predictions import TARGETS, Frame, Scores, load_frame, load_scores
 from hisam_jax.comparison.runs import taken
 from hisam_jax.comparison.tables import markdown
 from hisam_jax.data.dataset import read_manifest
@@ -49,8 +49,9 @@ class Scored:
 
 def collect(shop: Workshop) -> dict[str, Any]:
     """Everything that is known by now; a row is there with its first finished seed."""
-    names = [name for name in shop.grid.datasets if (shop.out / "frames" / name / "targets.npz").is_file()]
-    scored = {name: _scored(shop, name) for name in names}
+    there = {cell.dataset for cell in shop.grid.cells() if shop.done(cell)}
+    there |= {name for name in shop.grid.datasets if (shop.out / "frames" / name / TARGETS).is_file()}
+    scored = {name: _scored(shop, name) for name in shop.grid.datasets if name in there}
     datasets = {name: _of_dataset(shop, held) for name, held in scored.items()}
     across = [pair for names in shop.grid.across if (pair := _across(shop, scored, *names))]
     return {"title": shop.grid.title, "reference": shop.grid.reference, "datasets": datasets, "across": across}
@@ -69,7 +70,10 @@ def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None
 
 
 def _scored(shop: Workshop, dataset: str) -> Scored:
-    frame, simple = load_frame(shop.frame(dataset))
+    try:
+        frame, simple = load_frame(shop.frame(dataset))
+    except Failed as error:
+        raise UserError(str(error), path=shop.out, field=f"datasets.{dataset}") from error
     cells = _finished(shop, dataset)
     scores = {row: [load_scores(shop.out / cell.folder / "run", frame) for cell in of] for row, of in cells.items()}
     return Scored(dataset, frame, cells, {name: [one] for name, one in simple.items()} | scores)

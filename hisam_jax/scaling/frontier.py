@@ -64,7 +64,7 @@ def target_of_chips(hours: float, device: str, mfu: float = MFU, ceiling: Ceilin
         raise UserError(f"value {device!r}", field="--device", expected=f"{ceiling.device}, whose step --compiled has")
     chip, unit, why = CHIPS[device], "hour" if hours == 1 else "hours", ""
     if ceiling is not None and ceiling.share < mfu:
-        mfu, why = ceiling.share, f": {ceiling.said} allows no more"
+        mfu, why = ceiling.share, f", the most by {ceiling.said}"
     used = f"{chip.flops / 1e12:,.0f} TFLOP/s peak, {100 * mfu:.3g}% of it used{why}"
     return Target(hours * 3600 * chip.flops * mfu, f"{hours:,g} {unit} of one {chip.name} ({used})")
 

@@ -138,7 +138,8 @@ def _predictions(result: Mapping[str, Any]) -> str:
     notes += [
         f"- **{model}: the law is not identified, see above**: more a drawing than a figure.\n" for model in doubtful
     ]
-    hint = f"`--flops F` and `--chip-hours H --device {'|'.join(CHIPS)} [--mfu {MFU:g}]` ask for others.\n"
+    hours = f"--chip-hours H --device {'|'.join(CHIPS)} [--mfu {MFU:g}] [--compiled FILE]"
+    hint = f"`--flops F` and `{hours}` ask for others.\n"
     header = ["budget", "model", "best N", "items", "nats", "times the largest run"]
     return "\n".join([markdown_table(header, rows), *notes, hint])
 
