@@ -87,7 +87,7 @@ def get_config() -> ml_collections.ConfigDict:
                     }
                     for name, tokenizer, model, note in (
                         ("hmat-dot", "dst", {"cosine": False}, "scores by dot products, as SASRec's are"),
-                        ("hmat-ids", "random", IDS_ALONE, "no text, and codes that say nothing: what SASRec reads"),
+                        ("hmat-ids", "random", IDS_ALONE, "no text, and codes that say nothing"),
                         ("hmat-ids-dot", "random", {**IDS_ALONE, "cosine": False}, "both of these"),
                     )
                 ),

@@ -1,7 +1,7 @@
 """HMAT against its flat twin at equal FLOPs, three decades of them, on users of the embedded shop without end.
 
-Hardware: 2 CPU cores, one cell on each. Wall time: its 48 cells took some two hours of a core, starting and compiling
-included, beside other work.
+Hardware: 2 CPU cores, one cell on each. Wall time: its 48 cells took some three hours of a core, starting and compiling
+included, beside other work and with pauses.
 Command: python -m benchmarks.scaling, or hisam scale configs/scaling/shop.py --out runs/scale-shop --jobs 2
 A fourth decade: `"ahead": {"models": both, "sizes": ("w192",), "budgets": (1e14,), ...}`, half an hour a cell.
 """
