@@ -42,13 +42,14 @@ def main() -> None:
             jobs=arguments.jobs, tables_only=arguments.tables,
         )  # fmt: skip
         keep_pictures(arguments.work / name / "plots", RESULTS / "comparison" / name)
-        results[name] = {
+        made = {
             "command": f"python -m benchmarks.comparison --data DIR --only {name}",
             "date": today(),
-            "device": f"{processor()}, {arguments.jobs} runs at a time",
+            "device": processor(),
             "versions": versions("jax"),
-            "result": found,
         }
+        kept = {key: results[name][key] for key in made} if arguments.tables and name in results else {}
+        results[name] = {**made, **kept, "result": found}
         ordered = {key: results[key] for key in GRIDS if key in results}
         atomic_write(target, json.dumps(ordered, indent=1) + "\n")
         atomic_write(RESULTS / "comparison.md", markdown(ordered))
