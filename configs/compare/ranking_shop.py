@@ -1,7 +1,7 @@
 """Ranking on the embedded shop at a million events, each user's last tenth held out: HMAT, DIN and QARM with each code.
 
 Command: hisam compare configs/compare/ranking_shop.py --out runs/compare-ranking-shop --jobs 2
-Needs no data. Hardware: 2 CPU cores, about 15 minutes a seed.
+Needs no data. Hardware: 2 CPU cores, about 20 minutes of a core a seed.
 """
 
 import ml_collections
