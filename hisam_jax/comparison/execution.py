@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from hisam_jax.cells.processes import (
     CellFiles,
+    Failed,
     begin_cell,
     check_same,
     execute,
@@ -68,18 +70,24 @@ class Workshop:
         """The folder of what is scored on a dataset, and of the baselines' scores.
 
         Raises:
-            UserError: it was made of another dataset, and so were the cells beside it.
+            UserError: it was made of another dataset, and so were the cells beside it; the dataset cannot be prepared
+                or read.
         """
+        try:
+            return self._frame(name)
+        except Failed as error:
+            raise UserError(str(error), path=self.out, field=f"datasets.{name}") from error
+
+    def _frame(self, name: str) -> Path:
         folder = self.out / "frames" / name
         dataset = self.dataset(name)
         held = {"dataset": {"checksum": content_checksum(dataset)}}
         hint = f"give the dataset that {name} was, or another --out"
         with claim(self.out / "locks" / "settings.lock", wait=True):
             check_same(self.out / "frames" / f"{name}.json", held, folder, hint)
-        if not is_frame(folder / TARGETS):
-            folder.mkdir(parents=True, exist_ok=True)
-            command = ["-m", "hisam_jax.comparison.frame", str(dataset), str(folder)]
-            self.inputs.once(folder / TARGETS, command, there=is_frame)
+        command = ["-m", "hisam_jax.comparison.frame", str(dataset), str(folder)]
+        begin = functools.partial(folder.mkdir, parents=True, exist_ok=True)
+        self.inputs.once(folder / TARGETS, command, begin, is_frame)
         return folder
 
     def ids(self, dataset: str, tokenizer: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hisam_jax.cells.processes import Failed, failure_of
+from hisam_jax.cells.processes import failure_of
 from hisam_jax.comparison import statistics
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell
@@ -70,10 +70,7 @@ def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None
 
 
 def _scored(shop: Workshop, dataset: str) -> Scored:
-    try:
-        frame, simple = load_frame(shop.frame(dataset))
-    except Failed as error:
-        raise UserError(str(error), path=shop.out, field=f"datasets.{dataset}") from error
+    frame, simple = load_frame(shop.frame(dataset))
     cells = _finished(shop, dataset)
     scores = {row: [load_scores(shop.out / cell.folder / "run", frame) for cell in of] for row, of in cells.items()}
     return Scored(dataset, frame, cells, {name: [one] for name, one in simple.items()} | scores)

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from hisam_jax.cells.pool import Pool, Work
-from hisam_jax.cells.processes import Failed, some_failed
+from hisam_jax.cells.processes import some_failed
 from hisam_jax.claims import claim
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell, Grid
@@ -76,10 +76,7 @@ def _work(shop: Workshop, cells: Sequence[Cell], jobs: int) -> dict[Cell, str]:
     """Runs all cells; returns those that failed, with what they said."""
     for dataset in shop.grid.datasets:
         if any(cell.dataset == dataset for cell in cells):
-            try:
-                shop.frame(dataset)
-            except Failed as error:
-                raise UserError(str(error), path=shop.out, field=f"datasets.{dataset}") from error
+            shop.frame(dataset)
     after = functools.partial(_write_tables, shop, plots=False)
     work = Work("compare", shop.out / "locks", lambda cell: cell.folder, shop.done, shop.run, after)
     return Pool(work, cells, jobs).work()
