@@ -20,7 +20,7 @@ from hisam_jax.comparison.run import compare
 from hisam_jax.config import load_config
 from hisam_jax.files import atomic_write
 
-GRIDS = ("beauty", "ml_1m", "ranking", "ranking_shop", "ablations")
+GRIDS = ("beauty", "ml_1m", "ranking", "ranking_shop", "ablations", "content")
 
 
 def main() -> None:

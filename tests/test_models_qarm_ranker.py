@@ -18,7 +18,7 @@ from hisam_jax.errors import UserError
 from hisam_jax.models import target_attention
 from hisam_jax.models.catalog import make_catalog
 from hisam_jax.models.heads import make_objective
-from hisam_jax.models.qarm_config import FILES, DINConfig, QarmRankerConfig, forward_flops, inputs_of
+from hisam_jax.models.qarm_config import FILES, DINConfig, QarmRankerConfig, inputs_of, train_flops
 from hisam_jax.models.qarm_ranker import QarmRanker
 from hisam_jax.models.registry import architecture, name_of
 
@@ -225,9 +225,9 @@ def test_names_costs_and_bad_settings():
     assert name_of(DINConfig()) == "din" and name_of(QarmRankerConfig()) == "qarm"
     assert architecture("qarm").extras(QarmRankerConfig()) == ("neighbours",)
     assert architecture("din").extras(DINConfig()) == ()
-    din, both = DINConfig(), QarmRankerConfig()
-    assert forward_flops(din, 9, [4, 6]) == forward_flops(din, 9, [4]) + forward_flops(din, 9, [6])
-    assert 0 < forward_flops(din, 9, [10]) < forward_flops(both, 9, [10]) < forward_flops(both, 9, [11])
+    din, both, catalog = DINConfig(), QarmRankerConfig(), small_catalog()
+    assert train_flops(din, catalog, [4, 6]) == train_flops(din, catalog, [4]) + train_flops(din, catalog, [6])
+    assert 0 < train_flops(din, catalog, [10]) < train_flops(both, catalog, [10]) < train_flops(both, catalog, [11])
     for field, bad in (("generation", 1.0), ("ranking", 0.0), ("codes", "pq"), ("depths", (0,)), ("dropout", 1.0)):
         with pytest.raises(UserError, match=rf"model\.{field}"):
             QarmRankerConfig(**{field: bad})

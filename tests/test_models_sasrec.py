@@ -1,5 +1,7 @@
 """SASRec: against plain numpy, what a state may depend on, its negatives, and a chain that it must learn."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from hisam_jax.inference.plain_scorer import PlainScorer
 from hisam_jax.models.catalog import make_catalog
 from hisam_jax.models.heads import make_objective
 from hisam_jax.models.negatives import draw_negatives
-from hisam_jax.models.sasrec import SASRec, SASRecConfig, forward_flops, places
+from hisam_jax.models.sasrec import SASRec, SASRecConfig, places, train_flops
 from hisam_jax.models.softmax import log_sum_exp
 from hisam_jax.tokenizer.trie import build_trie
 from tests.model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, small_params, traced_gradient
@@ -27,24 +29,33 @@ def _model(**switches):
     return SASRec(config, (SIZE + 1,) * LEVELS, 4, ITEMS)
 
 
-@pytest.fixture(scope="module")
-def fitted():
+@pytest.fixture(scope="module", params=[False, True], ids=["ids", "ids and features"])
+def fitted(request):
     """A model moved off its initial parameters, with a catalogue and a batch of packed users."""
-    catalog, model = small_catalog(), _model()
+    catalog, model = small_catalog(), _model(features=request.param)
     batch = small_batch(catalog)
     params, _ = small_params(model, catalog, batch)
     states = jax.jit(lambda batch: model.apply({"params": params}, batch, catalog, method="states"))
     return catalog, model, params, batch, np.asarray(states(batch))
 
 
-def _reference(params, item_n, heads):
+def _table(params, catalog):
+    """Item vectors in float64: the embedding of a trained item, and what its features say."""
+    table = np.asarray(params["item_encoder"]["table"], np.float64) * (np.arange(ITEMS) < KNOWN)[:, None]
+    if "content" not in params:
+        return table
+    weight = np.asarray(params["content"]["features_text"]["w"], np.float64)
+    return table + np.asarray(catalog.features["text"], np.float64) @ weight
+
+
+def _reference(params, catalog, item_n, heads):
     """States of one user's items `[n, D]` in float64, a loop over places and heads."""
     tree = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, p):
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
-    table = tree["item_encoder"]["table"] * (np.arange(ITEMS) < KNOWN)[:, None]
+    table = _table(params, catalog)
     x = table[item_n] * np.sqrt(WIDTH) + tree["positions"]["table"][: len(item_n)]
     per = WIDTH // heads
     for p in (tree["blocks_0"], tree["blocks_1"]):
@@ -57,23 +68,23 @@ def _reference(params, item_n, heads):
         x = x + added
         hidden = np.maximum(norm(x, p["norm_mlp"]) @ p["in"]["kernel"] + p["in"]["bias"], 0)
         x = x + hidden @ p["out"]["kernel"] + p["out"]["bias"]
-    return norm(x, tree["final_norm"]), table
+    return norm(x, tree["final_norm"])
 
 
 def test_states_of_packed_users_are_those_of_each_alone_in_plain_numpy(fitted):
-    _, model, params, batch, states = fitted
+    catalog, model, params, batch, states = fitted
     for row, cut in ((0, slice(0, 4)), (0, slice(4, 9)), (1, slice(0, 7))):
-        want, _ = _reference(params, batch["item"][row, cut], model.config.heads)
+        want = _reference(params, catalog, batch["item"][row, cut], model.config.heads)
         np.testing.assert_allclose(states[row, cut], want, atol=5e-5)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_losses_are_those_of_the_papers_in_plain_numpy(loss, fitted):
-    catalog, _, params, batch, states = fitted
-    model = _model(loss=loss)
+    catalog, model, params, batch, states = fitted
+    model = _model(loss=loss, features=model.config.features)
     loss_fn, _ = make_objective(model, catalog, jnp.zeros((ITEMS, LEVELS), jnp.int32))
     got, parts = jax.jit(loss_fn)(params, batch, jax.random.key(4))
-    scores = states.astype(np.float64) @ _reference(params, batch["item"][0], 2)[1].T
+    scores = states.astype(np.float64) @ _table(params, catalog).T
     rows, n = np.nonzero(batch["next_weight"][:, 1:])
     positive = scores[rows, n, batch["item"][rows, n + 1]]
     if loss == "cross_entropy":
@@ -141,7 +152,7 @@ def scorer(fitted):
     return PlainScorer(model, params, catalog, trie, np.arange(ITEMS), 16, rows=3)
 
 
-def test_scores_are_those_of_training_at_the_same_place_and_untrained_items_are_never_found(fitted, scorer):
+def test_scores_are_those_of_training_and_an_untrained_item_is_found_by_its_features_or_never(fitted, scorer):
     catalog, model, params, batch, states = fitted
     histories = [
         History(batch["item"][row, cut], batch["action"][row, cut], batch["gap"][row, cut])
@@ -149,10 +160,20 @@ def test_scores_are_those_of_training_at_the_same_place_and_untrained_items_are_
     ]
     scores = scorer.retrieval(histories)
     last = states[[0, 0, 1], [2, 8, 6]]
-    want = last @ np.asarray(params["item_encoder"]["table"])[:KNOWN].T
-    np.testing.assert_allclose(scores[:, :KNOWN], want, atol=2e-4)
-    assert (want < 0).any(), "a zero vector would beat these"
-    assert (scores[:, KNOWN:] < scores[:, :KNOWN].min() - 1e20).all()
+    want = last @ _table(params, catalog).T
+    found = ITEMS if model.config.features else KNOWN
+    np.testing.assert_allclose(scores[:, :found], want[:, :found], atol=2e-4)
+    assert (want[:, :KNOWN] < 0).any(), "a zero vector would beat these"
+    assert (scores[:, found:] < scores[:, :KNOWN].min() - 1e20).all()
+
+
+def test_features_of_a_dataset_without_any_leave_a_model_of_ids():
+    catalog = make_catalog(np.zeros((ITEMS, LEVELS)), {}, {}, np.arange(ITEMS) < KNOWN)
+    model = _model(features=True)
+    params, _ = small_params(model, catalog, small_batch(catalog))
+    vectors = np.asarray(model.apply({"params": params}, catalog, method="item_vectors"))
+    assert "content" not in params
+    assert (vectors[:KNOWN, -1] == 0).all() and (vectors[KNOWN:, -1] < -1e20).all()
 
 
 def test_a_planted_chain_is_learnt_by_both_losses():
@@ -191,8 +212,11 @@ def _trained(model, catalog, batch, steps=150):
 
 def test_operations_are_those_of_the_weights_the_pairs_and_the_scores():
     config = SASRecConfig(width=8, layers=2, mlp=16)
-    by_hand = 2 * (2 * 5 * (3 * 64 + 2 * 8 * 16) + 4 * (3 + 6) * 8) + 2 * 5 * 8 * 100
-    assert forward_flops(config, 100, [2, 3]) == by_hand
+    by_hand = 2 * (2 * 5 * (3 * 64 + 2 * 8 * 16) + 4 * (3 + 6) * 8) + 2 * 5 * 8 * ITEMS
+    assert train_flops(config, small_catalog(), [2, 3]) == 3 * by_hand
+    described = 5 + ITEMS  # five features each; no gradient flows into them
+    with_features = train_flops(dataclasses.replace(config, features=True), small_catalog(), [2, 3])
+    assert with_features == 3 * by_hand + 2 * 2 * described * 8 * 5
 
 
 @pytest.mark.parametrize(
@@ -203,11 +227,14 @@ def test_sizes_that_do_not_fit_are_refused_by_name(bad):
         SASRecConfig(**bad)
 
 
+@pytest.mark.parametrize("features", [False, True])
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
-def test_a_step_is_placed_on_a_mesh_that_splits_rows_and_tables(loss):
+def test_a_step_is_placed_on_a_mesh_that_splits_rows_and_tables(loss, features):
     """Traced, not run: an explicit mesh refuses what has no place."""
     items = 8192
-    catalog = make_catalog(np.zeros((items, LEVELS)), {}, {}, np.arange(items) < items - 3)
-    model = SASRec(SASRecConfig(width=16, heads=2, positions=16, loss=loss), (SIZE + 1,) * LEVELS, 0, items)
+    text, present = {"text": np.ones((items, 8), np.float32)}, {"text": np.ones(items, bool)}
+    catalog = make_catalog(np.zeros((items, LEVELS)), text, present, np.arange(items) < items - 3)
+    config = SASRecConfig(width=16, heads=2, positions=16, loss=loss, features=features)
+    model = SASRec(config, (SIZE + 1,) * LEVELS, 0, items)
     gradient = traced_gradient(model, catalog, np.zeros((items, LEVELS), np.int32))
     assert gradient["item_encoder"]["table"].sharding.spec[0] == ("fsdp", "tensor")

@@ -66,6 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
                 ("hmat", "sasrec-ce"), ("hmat", "flat"), ("hmat", "hstu"), ("hmat-generation", "tiger"),
                 ("hmat", "transitions"), ("sasrec-ce", "transitions"),
                 *((f"hmat-{less}", "sasrec-ce") for less in ("dot", "ids", "ids-dot")),
+                ("hmat", "sasrec-ce-text"), ("sasrec-ce-text", "sasrec-ce"),
             ),
             "rows": (
                 {
@@ -94,6 +95,11 @@ def get_config() -> ml_collections.ConfigDict:
                 {
                     "name": "sasrec-ce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
                     "overrides": blend, "group": THEIRS,
+                },
+                {
+                    "name": "sasrec-ce-text", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
+                    "overrides": {"model": {"features": True}}, "group": THEIRS,
+                    "note": "its item vectors with the text that HMAT reads",
                 },
                 {
                     "name": "sasrec-bce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",

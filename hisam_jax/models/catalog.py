@@ -33,6 +33,11 @@ class Catalog:
     def items(self) -> int:
         return self.codes_IL.shape[0]
 
+    @property
+    def feature_width(self) -> int:
+        """Features of an item, over all modalities."""
+        return sum(values_IF.shape[-1] for values_IF in self.features.values())
+
 
 def make_catalog(
     codes_IL: np.ndarray,

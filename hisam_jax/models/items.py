@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,10 +67,7 @@ class ItemEncoder(nn.Module):
             summed = self.code_embeddings(of(catalog.codes_IL), spec).sum(-2)
             parts["codes"] = self._keep(config.code_dropout, summed, deterministic)
         if config.features:
-            for name, values_IF in sorted(catalog.features.items()):
-                shape = (values_IF.shape[-1], config.width)
-                project = Einsum("...f,fd->...d", shape, scale=0.1, spec=SPECS.matrix, name=f"features_{name}")
-                parts[f"features {name}"] = project(of(values_IF))
+            parts |= projected_features(config.width, catalog, of)
         if config.item_id:
             known = of(catalog.trained_I)[..., None]
             parts["id"] = self._keep(config.id_dropout, self._ids(item_x, catalog.items, spec) * known, deterministic)
@@ -86,6 +85,21 @@ class ItemEncoder(nn.Module):
         if deterministic or not rate:
             return x
         return x * jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (*x.shape[:-1], 1))
+
+
+def projected_features(
+    width: int, catalog: Catalog, of: Callable[[jax.Array], jax.Array] = jnp.asarray
+) -> dict[str, jax.Array]:
+    """Each modality's features, projected to `[..., width]`, as `features NAME`; called inside a compact method.
+
+    `of` picks the rows of a table `[I, F]` that are asked for; all where it is not given.
+    """
+    parts = {}
+    for name, values_IF in sorted(catalog.features.items()):
+        shape = (values_IF.shape[-1], width)
+        project = Einsum("...f,fd->...d", shape, scale=0.1, spec=SPECS.matrix, name=f"features_{name}")
+        parts[f"features {name}"] = project(of(values_IF))
+    return parts
 
 
 def id_row(item: jax.Array, items: int, rows: int) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from hisam_jax.config import check_least, check_shares
 from hisam_jax.errors import UserError
+from hisam_jax.models.catalog import Catalog
 
 Codes = Literal["none", "frozen", "vq", "rq", "both"]
 NEIGHBOURS, ALIGNED = "neighbours", "aligned"  # what `hisam tokenize` leaves beside the IDs
@@ -114,11 +115,11 @@ def inputs_of(config: QarmRankerConfig) -> int:
 DENSE, STATS = 6, 4  # of a user's past and the time since; of each cross feature
 
 
-def forward_flops(config: QarmRankerConfig, items: int, lengths: Sequence[int]) -> int:
-    """Operations of a forward pass over histories of these lengths: products only, each pair of events once."""
+def train_flops(config: QarmRankerConfig, catalog: Catalog, lengths: Sequence[int]) -> int:
+    """Operations of a training step on histories of these lengths: products only, each pair of events once."""
     width, units = config.width, config.attention_units
     pairs = sum(length * (length - 1) // 2 for length in lengths)
     attention = len(config.attentions) * 2 * (width * units + units + width) + len(config.crosses) * 2 * width
     once = len(config.attentions) * 2 * 3 * width * units
     last = 2 * (inputs_of(config) * config.mlp + config.mlp * (config.mlp // 2) + config.mlp // 2)
-    return pairs * attention + sum(lengths) * (once + last)
+    return 3 * (pairs * attention + sum(lengths) * (once + last))

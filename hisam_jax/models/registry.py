@@ -20,13 +20,14 @@ from typing import Any
 import flax.linen as nn
 
 from hisam_jax.errors import UserError
+from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.config import HMATConfig
 from hisam_jax.models.hmat import HMAT
 from hisam_jax.models.qarm_config import DINConfig, QarmRankerConfig, files
-from hisam_jax.models.qarm_config import forward_flops as qarm_flops
+from hisam_jax.models.qarm_config import train_flops as qarm_flops
 from hisam_jax.models.qarm_ranker import QarmRanker
 from hisam_jax.models.sasrec import SASRec, SASRecConfig
-from hisam_jax.models.sasrec import forward_flops as sasrec_flops
+from hisam_jax.models.sasrec import train_flops as sasrec_flops
 
 HEADS = ("ranking", "generation", "retrieval")
 
@@ -38,14 +39,14 @@ class Architecture:
     Attributes:
         config: frozen record of the section `model`; has a weight for each of `HEADS`, 0 for one that it lacks.
         module: called with `(config, vocab, digit, items)`, see `HMAT`.
-        forward_flops: `(config, items, lengths) -> operations` of a forward pass over histories of these lengths, a
-            catalogue of `items`; None for HMAT, which `scaling.flops` counts.
+        train_flops: `(config, catalog, lengths) -> operations` of a training step on histories of these lengths; None
+            for HMAT, which `scaling.flops` counts.
         extras: `config -> names` of the arrays beside the IDs that it reads as `catalog.extras`.
     """
 
     config: type
     module: Callable[[Any, tuple[int, ...], int, int], nn.Module]
-    forward_flops: Callable[[Any, int, Sequence[int]], int] | None = None
+    train_flops: Callable[[Any, Catalog, Sequence[int]], int] | None = None
     extras: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 

@@ -1,4 +1,4 @@
-"""SASRec (Kang and McAuley 2018, arXiv 1808.09781): one token an item, causal self-attention, ids alone.
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781): one token an item, causal self-attention, by ids or with content.
 
 Trained by its own loss, one negative a place, or by the softmax over all training items, which lifts it well above its
 published figures (Klenitskiy and Vasilev 2023, arXiv 2309.07602).
@@ -7,7 +7,7 @@ published figures (Klenitskiy and Vasilev 2023, arXiv 2309.07602).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from hisam_jax.config import check_least, check_shares
 from hisam_jax.errors import UserError
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.heads import after_item, weighted_mean
+from hisam_jax.models.items import projected_features
 from hisam_jax.models.layers import Dropout, Embed
 from hisam_jax.models.negatives import draw_negatives
 from hisam_jax.models.softmax import NONE, log_sum_exp, shut, with_one
@@ -37,6 +38,8 @@ class SASRecConfig:
         positions: learned positions, at least `data.window`; they count from a user's first item in the row.
         loss: `bce`: the next item against one that the user's window does not hold, each by binary cross-entropy;
             `cross_entropy`: softmax over all items with training events.
+        features: add a projection of each modality's features to an item's embedding, as HMAT does [ours: the paper has
+            ids alone]; items without training events are then found by them.
         retrieval: weight of that loss, the only one.
         dtype: of the computation; parameters, softmax and scores stay float32.
     """
@@ -48,6 +51,7 @@ class SASRecConfig:
     dropout: float = 0.2
     positions: int = 50
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    features: bool = False
     retrieval: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -84,8 +88,9 @@ class SASRecConfig:
 class SASRec(nn.Module):
     """See `models.registry` for the methods; `vocab` and `digit` are of IDs, which it does not read.
 
-    An item without training events has a zero vector as input and, as a zero would beat a negative score, a score of
-    -1e30: it is never found. Queries and item vectors are one wider than the model for that.
+    An item without training events has no embedding. By ids alone that is a zero vector as input and, as a zero would
+    beat a negative score, a score of -1e30: it is never found. Queries and item vectors are one wider than the model
+    for that.
     """
 
     config: SASRecConfig
@@ -96,6 +101,7 @@ class SASRec(nn.Module):
     def setup(self):
         c = self.config
         self.item_encoder = Embed(padded_rows(self.items), c.width, spec=SPECS.rows)
+        self.content = Content(c.width) if c.features else None
         self.positions = Embed(c.positions, c.width)
         self.blocks = [SASRecBlock(c) for _ in range(c.layers)]
         self.final_norm = nn.LayerNorm(dtype=jnp.float32)
@@ -121,14 +127,15 @@ class SASRec(nn.Module):
         if self.config.loss == "bce":
             loss_BN = jax.nn.softplus(-score_BN) + self._against_one(state_BND, batch, catalog)
         else:
-            loss_BN = log_sum_exp(with_one(state_BND), shard(self.item_vectors(catalog), SPECS.scored)) - score_BN
+            loss_BN = log_sum_exp(with_one(state_BND), shard(self._training_vectors(catalog), SPECS.scored)) - score_BN
         return {"retrieval": weighted_mean(loss_BN, weight_BN, batch, "next_weight")}
 
     def item_vectors(self, catalog: Catalog) -> jax.Array:
-        """`[I, D + 1]`: the embedding, then 0, or -1e30 for an item that was never trained."""
-        trained_I = shard(jnp.asarray(catalog.trained_I), SPECS.rows)
-        table_ID = shard(self.item_encoder.table[: catalog.items], SPECS.rows)
-        return shut(table_ID * trained_I[:, None], trained_I)
+        """`[I, D + 1]`: the vector, then 0, or -1e30 for an item that was never trained and has no features here."""
+        if not self._reads_features(catalog):
+            return self._training_vectors(catalog)
+        vectors_ID = self._all_vectors(catalog)
+        return shut(vectors_ID, jnp.ones_like(vectors_ID[:, 0], bool))
 
     def users_of(self, batch, catalog: Catalog) -> jax.Array:
         """`[B, D + 1]`: the state of each row's last event, then 1."""
@@ -140,15 +147,41 @@ class SASRec(nn.Module):
         """Touches every parameter; only for initialisation."""
         return self.states(batch, catalog)
 
+    def _reads_features(self, catalog: Catalog) -> bool:
+        return self.config.features and catalog.feature_width > 0
+
     def _vectors_of(self, item_BN: jax.Array, catalog: Catalog) -> jax.Array:
         known_BN = look_up(jnp.asarray(catalog.trained_I), item_BN, SPECS.batch)
-        return self.item_encoder(item_BN, SPECS.batch) * known_BN[..., None]
+        id_BND = self.item_encoder(item_BN, SPECS.batch) * known_BN[..., None]
+        if not self._reads_features(catalog):
+            return id_BND
+        return id_BND + self.content(catalog, lambda table_IF: look_up(jnp.asarray(table_IF), item_BN, SPECS.batch))
+
+    def _all_vectors(self, catalog: Catalog) -> jax.Array:
+        trained_I = shard(jnp.asarray(catalog.trained_I), SPECS.rows)
+        id_ID = shard(self.item_encoder.table[: catalog.items], SPECS.rows) * trained_I[:, None]
+        if not self._reads_features(catalog):
+            return id_ID
+        return id_ID + self.content(catalog, lambda table_IF: shard(jnp.asarray(table_IF), SPECS.rows))
+
+    def _training_vectors(self, catalog: Catalog) -> jax.Array:
+        return shut(self._all_vectors(catalog), shard(jnp.asarray(catalog.trained_I), SPECS.rows))
 
     def _against_one(self, state_BND, batch, catalog: Catalog) -> jax.Array:
         key, trained_I = self.make_rng("dropout"), shard(jnp.asarray(catalog.trained_I), SPECS.whole)
         item_BN, there_BN = draw_negatives(key, batch["item"], batch["segment"], trained_I)
-        score_BN = (state_BND * self.item_encoder(item_BN, SPECS.batch)).sum(-1)
+        score_BN = (state_BND * self._vectors_of(item_BN, catalog)).sum(-1)
         return jax.nn.softplus(score_BN) * there_BN
+
+
+class Content(nn.Module):
+    """`[..., width]`: the sum of an item's projected features; `of` picks rows of a table."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, catalog: Catalog, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return sum(projected_features(self.width, catalog, of).values())
 
 
 class SASRecBlock(nn.Module):
@@ -187,10 +220,13 @@ def places(segment_BN: jax.Array) -> jax.Array:
     return index_N - jax.lax.cummax(jnp.where(begins_BN, index_N, 0), axis=1)
 
 
-def forward_flops(config: SASRecConfig, items: int, lengths: Sequence[int]) -> int:
-    """Operations of a forward pass over histories of these lengths, by the rules of `scaling.flops`."""
+def train_flops(config: SASRecConfig, catalog: Catalog, lengths: Sequence[int]) -> int:
+    """Operations of a training step on histories of these lengths, by the rules of `scaling.flops`."""
     read, width = sum(lengths), config.width
+    softmax = config.loss == "cross_entropy"
     weights = config.layers * (3 * width**2 + 2 * width * config.mlp)
     pairs = sum(length * (length + 1) // 2 for length in lengths)
-    scored = items if config.loss == "cross_entropy" else 2
-    return int(2 * read * (weights + width * scored) + 4 * pairs * width * config.layers)
+    scored = catalog.items if softmax else 2
+    forward = 2 * read * (weights + width * scored) + 4 * pairs * width * config.layers
+    described = read + (catalog.items if softmax else 2 * read)
+    return 3 * forward + 2 * 2 * described * width * catalog.feature_width * config.features

@@ -163,9 +163,9 @@ def _check_monitor(assembly: Assembly, rated: RankingTargets, targets: Retrieval
 
 def _cost(assembly: Assembly) -> Cost:
     config, table = assembly.configs.model, assembly.table
-    forward = architecture(assembly.configs.architecture).forward_flops
-    if forward is not None:
-        return Cost(1, lambda lengths: 3 * forward(config, assembly.catalog.items, lengths))
+    counted = architecture(assembly.configs.architecture).train_flops
+    if counted is not None:
+        return Cost(1, functools.partial(counted, config, assembly.catalog))
     features = {name: values.shape[-1] for name, values in assembly.catalog.features.items()}
     sizes = [level.size for level in table.levels]
     vocabulary = Vocabulary(assembly.catalog.items, sizes, table.digit_size, features)
