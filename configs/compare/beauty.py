@@ -10,6 +10,7 @@ import ml_collections
 
 THEIRS = "published models, trained here"
 IDS_ALONE = {"features": False, "codes": False}
+LEADING = (0, 1, 2)  # seeds of the rows that the page's first claim is about
 
 PUBLISHED = (
     ("SASRec, softmax", "quoted from arXiv 2309.07602", "sasrec-ce", "retrieval", 0.0859, 0.0503, ""),
@@ -71,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
             "rows": (
                 {
                     "name": "hmat", "config": "configs/beauty.py", "tokenizer": "dst", "group": "ours",
-                    "overrides": blend,
+                    "overrides": blend, "seeds": LEADING,
                 },
                 {
                     "name": "hmat-generation", "config": "configs/beauty_generation.py", "tokenizer": "dst",
@@ -94,11 +95,11 @@ def get_config() -> ml_collections.ConfigDict:
                 ),
                 {
                     "name": "sasrec-ce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
-                    "overrides": blend, "group": THEIRS,
+                    "overrides": blend, "group": THEIRS, "seeds": LEADING,
                 },
                 {
                     "name": "sasrec-ce-text", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
-                    "overrides": {"model": {"features": True}}, "group": THEIRS,
+                    "overrides": {"model": {"features": True}}, "group": THEIRS, "seeds": LEADING,
                     "note": "its item vectors with the text that HMAT reads",
                 },
                 {
