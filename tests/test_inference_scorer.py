@@ -14,7 +14,7 @@ VARIANTS = [
     {},
     {"strict": True, "window": 3},
     {"anchors": False},
-    {"anchor_token": False, "cosine": True},
+    {"anchor_token": False, "cosine": True, "tied_query": True},
     {"actions": True, "ranking": 1.0, "window": 4, "item_effect": True},
     {"anchors": False, "actions": True, "ranking": 1.0},
     {"anchors": False, "block": "hstu", "actions": True, "ranking": 1.0},

@@ -280,3 +280,19 @@ def test_cosine_scores_do_not_depend_on_the_length_of_an_item():
     state = model.apply({"params": params}, batch, catalog)[0]
     users = model.apply({"params": params}, state, method="user_vectors")
     np.testing.assert_allclose(jnp.linalg.norm(users, axis=-1), jnp.exp(params["log_scale"]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("switches", [{}, {"anchors": False}, {"anchor_token": False}], ids=["anchor", "flat", "code"])
+def test_a_tied_query_is_the_state_and_its_item_is_as_large_as_what_blocks_add(switches, catalog):
+    batch = small_batch(catalog)
+    tied, plain = (small_model(tied_query=way, **switches) for way in (True, False))
+    params, _ = small_params(plain, catalog, batch)
+    projection = params.pop("user_projection")
+    state = tied.apply({"params": params}, batch, catalog)[0]
+    users = tied.apply({"params": params}, state, method="user_vectors")
+    np.testing.assert_array_equal(users, state[:, :, -1])
+    assert projection["w"].shape == (16, 16) and "user_projection" not in small_params(tied, catalog, batch)[0]
+    inputs = [np.asarray(model.apply({"params": params}, batch, catalog, method="embed")) for model in (tied, plain)]
+    np.testing.assert_array_equal(inputs[0][:, :, :-1], inputs[1][:, :, :-1])
+    vectors = np.asarray(tied.apply({"params": params}, catalog, method="item_vectors"))[batch["item"]]
+    np.testing.assert_allclose(inputs[0][:, :, -1] - inputs[1][:, :, -1], (16**0.5 - 1) * vectors, atol=2e-5)

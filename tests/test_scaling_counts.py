@@ -28,6 +28,7 @@ VOCABULARY = Vocabulary(ITEMS, (SIZE,) * LEVELS, 4, {"text": 5})
         {"anchors": False, "mlp": 20, "kv_heads": 2},
         {"actions": True, "ranking": 1.0, "item_effect": True, "cosine": True, "layers": 1},
         {"item_id": False, "features": False, "qk_norm": False, "generation": 0.0},
+        {"tied_query": True},
         {"block": "hstu", "anchors": False, "item_id_rows": 16, "retrieval": 0.0},
     ],
 )

@@ -40,6 +40,9 @@ class HMATConfig:
             logit without a way through the blocks.
         cosine: retrieval scores are cosines times a learned scale, so that an item's length does not speak for how
             often it was sold (as NISER, arXiv 1909.04276); else dot products.
+        tied_query: the user vector is the last state itself, in the space of item vectors, and the anchor is given the
+            item's vector times sqrt(width), so that a step begins as a walk among similar items, as SASRec's does; else
+            the user vector is a projection of the state [ours].
         features: projected modality features in the item vector [ours].
         codes: code embeddings in the item vector [ours].
         time_gap: log time since the user's previous event, in the anchor (and in the target token).
@@ -73,6 +76,7 @@ class HMATConfig:
     item_id_rows: int = 0
     item_effect: bool = False
     cosine: bool = False
+    tied_query: bool = False
     features: bool = True
     codes: bool = True
     time_gap: bool = True

@@ -66,7 +66,8 @@ class HMAT(nn.Module):
         if c.retrieval:
             if c.cosine:
                 self.log_scale = self.param("log_scale", nn.initializers.constant(LOG_SCALE), ())
-            self.user_projection = Einsum("...d,de->...e", (c.width, c.width), spec=SPECS.matrix)
+            if not c.tied_query:
+                self.user_projection = Einsum("...d,de->...e", (c.width, c.width), spec=SPECS.matrix)
 
     @property
     def slots(self) -> int:
@@ -88,7 +89,7 @@ class HMAT(nn.Module):
         vector_BND = self.item_encoder(batch["item"], catalog, deterministic=deterministic)
         context_BND = self._gap(batch["gap"]) if c.time_gap else 0.0
         action_BND = self.action_table(batch["action"], SPECS.batch)
-        summary_BND = vector_BND + context_BND
+        summary_BND = vector_BND * (c.width**0.5 if c.tied_query else 1.0) + context_BND
         if c.past_action and (c.actions or not c.ranking):
             summary_BND = summary_BND + action_BND  # with actions off the ranking logit is read here: no answer inside
         if c.actions:
@@ -155,7 +156,9 @@ class HMAT(nn.Module):
 
     def user_vectors(self, state_BNTD: jax.Array) -> jax.Array:
         """`[B, N, D]`: the group's last state as a query over item vectors."""
-        user_BND = self.user_projection(state_BNTD[:, :, -1].astype(jnp.float32))
+        user_BND = state_BNTD[:, :, -1].astype(jnp.float32)
+        if not self.config.tied_query:
+            user_BND = self.user_projection(user_BND)
         return jnp.exp(self.log_scale) * self.scored(user_BND) if self.config.cosine else user_BND
 
     def scored(self, vectors_xD: jax.Array) -> jax.Array:

@@ -50,7 +50,7 @@ def parameters(config: HMATConfig, vocabulary: Vocabulary) -> dict[str, int]:
     if config.generation:
         network += width * (sum(vocabulary.vocab) + vocabulary.digit)
     if config.retrieval:
-        network += width**2 + config.cosine
+        network += (not config.tied_query) * width**2 + config.cosine
     tables = width * sum(vocabulary.vocab) + config.item_id * rows * width
     tables += config.features * width * sum(vocabulary.features.values())
     return {"network": network, "tables": tables}

@@ -71,7 +71,8 @@ def forward_flops(
     if config.retrieval:
         sampled = vocabulary.items > config.softmax_items
         candidates = config.negatives if sampled else vocabulary.items
-        parts["retrieval"] = 2 * positions * config.width * (config.width + candidates)
+        projected = 0 if config.tied_query else config.width
+        parts["retrieval"] = 2 * positions * config.width * (projected + candidates)
         parts["items"] += 2 * candidates * config.width * sum(vocabulary.features.values()) * config.features
     if config.ranking:
         parts["ranking"] = 2 * positions * config.width
