@@ -25,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
         model=HMATConfig(
             width=64,
             layers=2,
-            dropout=0.1,
-            cosine=True,
+            dropout=0.2,
+            tied_query=True,
             generation=0.0,
         ),
         data=PipelineConfig(

@@ -25,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
             layers=2,
             anchors=False,
             block="hstu",
-            dropout=0.1,
-            cosine=True,
+            dropout=0.2,
+            tied_query=True,
             generation=0.0,
         ),
         data=PipelineConfig(
