@@ -5,8 +5,10 @@ Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:51
           hisam tokenize --dataset DATASET --config configs/tokenizer/dst.py --out IDS
           hisam train --dataset DATASET --ids IDS --config configs/beauty.py --workdir RUN
 The flat baseline: add --config.model.anchors=False. Generated lists: configs/beauty_generation.py.
-What helped, on validation: less dropout and weight decay than one thinks, item ids never hidden, 512 numbers of text
-an item in place of 128, cosine scores. What did not: behaviour vectors, whose pairs are the training pairs.
+What helped, on validation (NDCG@10): a user vector in the space of item vectors, .0793 where a projected one by its own
+best recipe (cosine scores, dropout .1) has .0740, and .0730 to .0623 without text; little weight decay, item ids never
+hidden, 512 numbers of text an item in place of 128. What did not: cosine scores beside a tied query (.0776), behaviour
+vectors, whose pairs are the training pairs.
 """
 
 import ml_collections
