@@ -283,7 +283,7 @@ def test_cosine_scores_do_not_depend_on_the_length_of_an_item():
 
 
 @pytest.mark.parametrize("switches", [{}, {"anchors": False}, {"anchor_token": False}], ids=["anchor", "flat", "code"])
-def test_a_tied_query_is_the_state_and_its_item_is_as_large_as_what_blocks_add(switches, catalog):
+def test_a_tied_query_is_the_state_and_its_anchor_is_given_the_item_times_the_root_of_the_width(switches, catalog):
     batch = small_batch(catalog)
     tied, plain = (small_model(tied_query=way, **switches) for way in (True, False))
     params, _ = small_params(plain, catalog, batch)

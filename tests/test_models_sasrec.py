@@ -33,6 +33,7 @@ def _model(**switches):
 def fitted(request):
     """A model moved off its initial parameters, with a catalogue and a batch of packed users."""
     catalog, model = small_catalog(), _model(features=request.param)
+    catalog.features["text"][-1] = 0.0  # an item that is new and has no text
     batch = small_batch(catalog)
     params, _ = small_params(model, catalog, batch)
     states = jax.jit(lambda batch: model.apply({"params": params}, batch, catalog, method="states"))
@@ -161,10 +162,11 @@ def test_scores_are_those_of_training_and_an_untrained_item_is_found_by_its_feat
     scores = scorer.retrieval(histories)
     last = states[[0, 0, 1], [2, 8, 6]]
     want = last @ _table(params, catalog).T
-    found = ITEMS if model.config.features else KNOWN
-    np.testing.assert_allclose(scores[:, :found], want[:, :found], atol=2e-4)
+    found_I = (np.arange(ITEMS) < KNOWN) | (model.config.features & catalog.features["text"].any(-1))
+    assert found_I.sum() == (ITEMS - 1 if model.config.features else KNOWN)
+    np.testing.assert_allclose(scores[:, found_I], want[:, found_I], atol=2e-4)
     assert (want[:, :KNOWN] < 0).any(), "a zero vector would beat these"
-    assert (scores[:, found:] < scores[:, :KNOWN].min() - 1e20).all()
+    assert (scores[:, ~found_I] < scores[:, :KNOWN].min() - 1e20).all()
 
 
 def test_features_of_a_dataset_without_any_leave_a_model_of_ids():
@@ -217,6 +219,9 @@ def test_operations_are_those_of_the_weights_the_pairs_and_the_scores():
     described = 5 + ITEMS  # five features each; no gradient flows into them
     with_features = train_flops(dataclasses.replace(config, features=True), small_catalog(), [2, 3])
     assert with_features == 3 * by_hand + 2 * 2 * described * 8 * 5
+    of_two = dataclasses.replace(config, loss="bce")  # a target was projected as an input, its negative was not
+    with_features = train_flops(dataclasses.replace(of_two, features=True), small_catalog(), [2, 3])
+    assert with_features == train_flops(of_two, small_catalog(), [2, 3]) + 2 * 2 * (5 + 5) * 8 * 5
 
 
 @pytest.mark.parametrize(

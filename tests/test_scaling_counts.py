@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +109,12 @@ def test_costs_are_shared_out_over_items_and_tokens():
     cost = counts.train_cost(config, VOCABULARY, [5, 11])
     assert cost.step == train_flops(config, VOCABULARY, [5, 11])
     assert (cost.item, cost.token) == (cost.step / 16, cost.step / 16 / 4)
+
+
+def test_a_tied_query_saves_its_projection():
+    config = HMATConfig(width=16, heads=2, kv_heads=1, mlp=24)
+    projected, tied = (
+        forward_flops(dataclasses.replace(config, tied_query=way), VOCABULARY, [5, 3]) for way in (False, True)
+    )
+    assert projected["retrieval"] - tied["retrieval"] == 2 * 8 * 16 * 16
+    assert {**projected, "retrieval": 0} == {**tied, "retrieval": 0}

@@ -21,7 +21,7 @@ PUBLISHED = (
     ),
     (
         "HSTU", "quoted by later tables", "hstu", "retrieval", 0.0708, 0.0412,
-        "its blocks alone: in HMAT's recipe, with text and ids",
+        "its blocks alone: in HMAT's recipe, with text, ids and a tied query",
     ),
     ("TIGER", "arXiv 2305.05065", "tiger", "generation", 0.0648, 0.0384, "cut by its half hour"),
     ("TIGER", "arXiv 2305.05065", "hmat-generation", "generation", 0.0648, 0.0384, "another model"),
@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
                 {
                     "name": "sasrec-ce-text", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",
                     "overrides": blend | {"model": {"features": True}}, "group": THEIRS, "seeds": LEADING,
-                    "note": "its item vectors with the text that HMAT reads",
+                    "note": "with the text that HMAT reads, by the recipe of sasrec-ce",
                 },
                 {
                     "name": "sasrec-bce", "config": "configs/beauty_sasrec.py", "tokenizer": "dst",

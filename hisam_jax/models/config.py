@@ -42,7 +42,7 @@ class HMATConfig:
             often it was sold (as NISER, arXiv 1909.04276); else dot products.
         tied_query: the user vector is the last state itself, in the space of item vectors, and the anchor is given the
             item's vector times sqrt(width), so that a step begins as a walk among similar items, as SASRec's does; else
-            the user vector is a projection of the state [ours].
+            the user vector is a projection of the state [ours]. Without retrieval only the input's scale is left of it.
         features: projected modality features in the item vector [ours].
         codes: code embeddings in the item vector [ours].
         time_gap: log time since the user's previous event, in the anchor (and in the target token).

@@ -87,12 +87,10 @@ class ItemEncoder(nn.Module):
         return x * jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (*x.shape[:-1], 1))
 
 
-def projected_features(
-    width: int, catalog: Catalog, of: Callable[[jax.Array], jax.Array] = jnp.asarray
-) -> dict[str, jax.Array]:
+def projected_features(width: int, catalog: Catalog, of: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
     """Each modality's features, projected to `[..., width]`, as `features NAME`; called inside a compact method.
 
-    `of` picks the rows of a table `[I, F]` that are asked for; all where it is not given.
+    `of` picks the rows of a table `[I, F]` that are asked for.
     """
     parts = {}
     for name, values_IF in sorted(catalog.features.items()):

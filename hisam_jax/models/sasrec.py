@@ -134,8 +134,10 @@ class SASRec(nn.Module):
         """`[I, D + 1]`: the vector, then 0, or -1e30 for an item that was never trained and has no features here."""
         if not self._reads_features(catalog):
             return self._training_vectors(catalog)
-        vectors_ID = self._all_vectors(catalog)
-        return shut(vectors_ID, jnp.ones_like(vectors_ID[:, 0], bool))
+        open_I = shard(jnp.asarray(catalog.trained_I), SPECS.rows)
+        for values_IF in catalog.features.values():
+            open_I |= shard(jnp.asarray(values_IF), SPECS.rows).any(-1)
+        return shut(self._all_vectors(catalog), open_I)
 
     def users_of(self, batch, catalog: Catalog) -> jax.Array:
         """`[B, D + 1]`: the state of each row's last event, then 1."""
@@ -228,5 +230,5 @@ def train_flops(config: SASRecConfig, catalog: Catalog, lengths: Sequence[int]) 
     pairs = sum(length * (length + 1) // 2 for length in lengths)
     scored = catalog.items if softmax else 2
     forward = 2 * read * (weights + width * scored) + 4 * pairs * width * config.layers
-    described = read + (catalog.items if softmax else 2 * read)
+    described = read + (catalog.items if softmax else read)
     return 3 * forward + 2 * 2 * described * width * catalog.feature_width * config.features

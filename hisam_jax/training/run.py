@@ -46,7 +46,7 @@ from hisam_jax.training.placement import streams_here
 from hisam_jax.training.watching import Cost
 
 # Parameters that grow with the catalogue or the codes: HMAT's and SASRec's items, and the tables of DIN and QARM.
-_TABLES = re.compile(r"item_encoder|item_id|near_table|code_table_\d+")
+_TABLES = re.compile(r"item_encoder|content|item_id|near_table|code_table_\d+")
 
 
 def train(
