@@ -112,7 +112,7 @@ class SASRec(nn.Module):
         c = self.config
         segment_BN = shard(batch["segment"], jax.P(BATCH))
         place_BN = places(segment_BN)
-        item_BND = self._vectors_of(batch["item"], catalog) * c.width**0.5
+        item_BND = self._vectors(batch["item"], catalog) * c.width**0.5
         x_BND = shard(item_BND, jax.P(BATCH)) + look_up(self.positions.table, place_BN, jax.P(BATCH))
         x_BND = Dropout(c.dropout, deterministic)(x_BND).astype(c.compute_dtype)
         for block in self.blocks:
@@ -123,7 +123,7 @@ class SASRec(nn.Module):
         """`{"retrieval": nats per next item}`."""
         state_BND = self.states(batch, catalog, deterministic=deterministic)
         next_BN, weight_BN = after_item(batch["item"]), after_item(batch["next_weight"])
-        score_BN = (state_BND * self._vectors_of(next_BN, catalog)).sum(-1)
+        score_BN = (state_BND * self._vectors(next_BN, catalog)).sum(-1)
         if self.config.loss == "bce":
             loss_BN = jax.nn.softplus(-score_BN) + self._against_one(state_BND, batch, catalog)
         else:
@@ -137,7 +137,7 @@ class SASRec(nn.Module):
         open_I = shard(jnp.asarray(catalog.trained_I), SPECS.rows)
         for values_IF in catalog.features.values():
             open_I |= shard(jnp.asarray(values_IF), SPECS.rows).any(-1)
-        return shut(self._all_vectors(catalog), open_I)
+        return shut(self._vectors(None, catalog), open_I)
 
     def users_of(self, batch, catalog: Catalog) -> jax.Array:
         """`[B, D + 1]`: the state of each row's last event, then 1."""
@@ -152,27 +152,25 @@ class SASRec(nn.Module):
     def _reads_features(self, catalog: Catalog) -> bool:
         return self.config.features and catalog.feature_width > 0
 
-    def _vectors_of(self, item_BN: jax.Array, catalog: Catalog) -> jax.Array:
-        known_BN = look_up(jnp.asarray(catalog.trained_I), item_BN, SPECS.batch)
-        id_BND = self.item_encoder(item_BN, SPECS.batch) * known_BN[..., None]
-        if not self._reads_features(catalog):
-            return id_BND
-        return id_BND + self.content(catalog, lambda table_IF: look_up(jnp.asarray(table_IF), item_BN, SPECS.batch))
+    def _vectors(self, item_BN: jax.Array | None, catalog: Catalog) -> jax.Array:
+        """Item vectors without the closing column, `[B, N, D]`; of the whole catalogue, `[I, D]`, for None."""
+        whole = item_BN is None
 
-    def _all_vectors(self, catalog: Catalog) -> jax.Array:
-        trained_I = shard(jnp.asarray(catalog.trained_I), SPECS.rows)
-        id_ID = shard(self.item_encoder.table[: catalog.items], SPECS.rows) * trained_I[:, None]
-        if not self._reads_features(catalog):
-            return id_ID
-        return id_ID + self.content(catalog, lambda table_IF: shard(jnp.asarray(table_IF), SPECS.rows))
+        def of(table_IX: jax.Array) -> jax.Array:
+            table_IX = jnp.asarray(table_IX)
+            return shard(table_IX, SPECS.rows) if whole else look_up(table_IX, item_BN, SPECS.batch)
+
+        ids = of(self.item_encoder.table[: catalog.items]) if whole else self.item_encoder(item_BN, SPECS.batch)
+        vectors = ids * of(catalog.trained_I)[..., None]
+        return vectors + self.content(catalog, of) if self._reads_features(catalog) else vectors
 
     def _training_vectors(self, catalog: Catalog) -> jax.Array:
-        return shut(self._all_vectors(catalog), shard(jnp.asarray(catalog.trained_I), SPECS.rows))
+        return shut(self._vectors(None, catalog), shard(jnp.asarray(catalog.trained_I), SPECS.rows))
 
     def _against_one(self, state_BND, batch, catalog: Catalog) -> jax.Array:
         key, trained_I = self.make_rng("dropout"), shard(jnp.asarray(catalog.trained_I), SPECS.whole)
         item_BN, there_BN = draw_negatives(key, batch["item"], batch["segment"], trained_I)
-        score_BN = (state_BND * self._vectors_of(item_BN, catalog)).sum(-1)
+        score_BN = (state_BND * self._vectors(item_BN, catalog)).sum(-1)
         return jax.nn.softplus(score_BN) * there_BN
 
 
