@@ -10,10 +10,16 @@ CODES_ALONE = {"item_id": False, "features": False}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Tokenizers are compared without item ids and features, where all that is known of an item is in its codes."""
+    """Tokenizers are compared without item ids and features, where all that is known of an item is in its codes.
+
+    Each has four codes of 256, but for the rows that are about their number.
+    """
 
     def dst(**settings) -> dict:
         return {"config": "configs/tokenizer/dst.py", "overrides": {"dst": settings}}
+
+    def four(name: str) -> dict:
+        return {"config": f"configs/tokenizer/{name}.py", "overrides": {name: {"sizes": (256,) * 4}}}
 
     def row(name: str, group: str, tokenizer: str = "dst", against: str = "hmat", monitor: str = "", **model) -> dict:
         watched = {"training": {"monitor": monitor}} if monitor else {}
@@ -29,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dst-no-alignment": dst(mi_weight=0.0, alignment="none"),
         "dst-shared": dst(shared=(256,) * 4, specific={"text": (), "image": ()}),
         "dst-specific": dst(shared=(1,), specific={"text": (256, 256), "image": (256, 256)}),
-        **{name: {"config": f"configs/tokenizer/{name}.py"} for name in ("rqvae", "residual_kmeans", "opq", "random")},
+        **{name: four(name) for name in ("rqvae", "residual_kmeans", "opq", "random")},
         **halves,
     }
     kinds = [name for name in tokenizers if not name.startswith("codes-")]
