@@ -58,14 +58,15 @@ def get_config() -> ml_collections.ConfigDict:
             "seeds": (0,),
             "reference": "hmat",
             "pairs": (
-                ("hmat", "ids-alone"), ("hmat", "no-item-id"), ("no-item-id", "codes-dst"),
-                ("codes-dst", "codes-random"),
+                ("hmat", "ids-alone"), ("ids-never-hidden", "ids-alone"), ("hmat", "no-item-id"),
+                ("no-item-id", "codes-dst"), ("codes-dst", "codes-random"),
             ),
             "across": tuple(
                 (f"both/{name}", f"{one}/{name}") for name in ("hmat", "no-item-id", "codes-dst") for one in EACH[1:]
             ),
             "rows": (
                 row("hmat", "whole", datasets=EACH),
+                row("ids-never-hidden", "whole", id_dropout=0.0, note="as in ids-alone"),
                 row(
                     "ids-alone", "parts", "random", features=False, codes=False, id_dropout=0.0,
                     note="tokens of codes that say nothing",
