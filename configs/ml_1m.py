@@ -23,7 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
         model=HMATConfig(
             width=64,
             layers=2,
-            tied_query=True,
             id_dropout=0.05,
             generation=0.2,
         ),

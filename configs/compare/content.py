@@ -13,6 +13,8 @@ EACH = ("both", "text", "posters")
 def get_config() -> ml_collections.ConfigDict:
     """1.2 passes over the data, which favours content: ids need more. 6,040 users tell more rows apart than 608 do.
 
+    User vectors are tied: on MovieLens-1M they learn faster than projected ones, and end level with them.
+
     All tokenizers have four codes of 256. An item's codes are learnt from its own events too, so that random ones are
     an id of few parameters: what content is worth to codes is how far the others are ahead of them.
     """
@@ -43,7 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
     def row(name: str, group: str, tokenizer="dst", against="hmat", datasets=("both",), note="", **model) -> dict:
         return {
             "name": name, "config": "configs/ml_1m.py", "tokenizer": tokenizer, "group": group, "against": against,
-            "datasets": datasets, "note": note, "overrides": {"model": model, "training": {"max_minutes": None}},
+            "datasets": datasets, "note": note,
+            "overrides": {"model": {"tied_query": True} | model, "training": {"max_minutes": None}},
         }  # fmt: skip
 
     others = [name for name in tokenizers if name != "dst"]
