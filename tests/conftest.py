@@ -11,8 +11,8 @@ from pathlib import Path
 # Before any import of jax or matplotlib.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Compiling is most of the suite's time: programs need not be fast ones here. Without its fusion emitters XLA takes less
-# than half of it; versions after jaxlib 0.10 end the process at that flag.
+# Compiling is most of the suite's time: programs need not be fast ones here. Without its fusion emitters XLA compiles
+# in less than half the time; jaxlib 0.12 has no such flag and ends the process at it.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICKLY += " --xla_cpu_use_fusion_emitters=false"
