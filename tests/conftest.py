@@ -13,10 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling is most of the suite's time: programs need not be fast ones here. Without its fusion emitters XLA compiles
 # in less than half the time; jaxlib 0.12 has no such flag and ends the process at it.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    QUICKLY += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", QUICKLY)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Interpreted kernels run programs within callbacks of programs: with few threads, or with the outer program in the
 # background, they wait for each other for ever.

@@ -1,4 +1,4 @@
-"""MovieLens-1M with posters, leave-one-out: HMAT, flat and SASRec, and what each modality is worth.
+"""MovieLens-1M with posters, leave-one-out: HMAT, a tied query, flat and SASRec, and what each modality is worth.
 
 Command: hisam compare configs/compare/ml_1m.py --data DIR --out runs/compare-ml-1m --jobs 2
 DIR holds ml-1m and movielens-posters. Hardware: 2 CPU cores, an hour and a half a seed.
