@@ -56,13 +56,8 @@ class ItemEncoder(nn.Module):
         self, item_x: jax.Array | None, catalog: Catalog, *, deterministic: bool = True, spec: jax.P = SPECS.batch
     ) -> dict[str, jax.Array]:
         """What an item vector is the sum of: `codes`, each modality's features by name, `id`."""
-        config, spec = self.config, SPECS.rows if item_x is None else spec
-
-        def of(table_IX: jax.Array) -> jax.Array:
-            table_IX = jnp.asarray(table_IX)
-            return shard(table_IX, spec) if item_x is None else look_up(table_IX, item_x, spec)
-
-        parts = {}
+        config, spec, parts = self.config, SPECS.rows if item_x is None else spec, {}
+        of = row_reader(item_x, spec)
         if config.codes:
             summed = self.code_embeddings(of(catalog.codes_IL), spec).sum(-2)
             parts["codes"] = self._keep(config.code_dropout, summed, deterministic)
@@ -85,6 +80,13 @@ class ItemEncoder(nn.Module):
         if deterministic or not rate:
             return x
         return x * jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (*x.shape[:-1], 1))
+
+
+def row_reader(item_x: jax.Array | None, spec: jax.P = SPECS.batch) -> Callable[[jax.Array], jax.Array]:
+    """Reads the rows `item_x` of tables `[I, ...]`, placed as `spec` says; for None whole tables, split by rows."""
+    if item_x is None:
+        return lambda table_IX: shard(jnp.asarray(table_IX), SPECS.rows)
+    return lambda table_IX: look_up(jnp.asarray(table_IX), item_x, spec)
 
 
 def projected_features(width: int, catalog: Catalog, of: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:

@@ -18,7 +18,7 @@ from hisam_jax.config import check_least, check_shares
 from hisam_jax.errors import UserError
 from hisam_jax.models.catalog import Catalog
 from hisam_jax.models.heads import after_item, weighted_mean
-from hisam_jax.models.items import projected_features
+from hisam_jax.models.items import projected_features, row_reader
 from hisam_jax.models.layers import Dropout, Embed
 from hisam_jax.models.negatives import draw_negatives
 from hisam_jax.models.softmax import NONE, log_sum_exp, shut, with_one
@@ -154,12 +154,8 @@ class SASRec(nn.Module):
 
     def _vectors(self, item_BN: jax.Array | None, catalog: Catalog) -> jax.Array:
         """Item vectors without the closing column, `[B, N, D]`; of the whole catalogue, `[I, D]`, for None."""
+        of = row_reader(item_BN)
         whole = item_BN is None
-
-        def of(table_IX: jax.Array) -> jax.Array:
-            table_IX = jnp.asarray(table_IX)
-            return shard(table_IX, SPECS.rows) if whole else look_up(table_IX, item_BN, SPECS.batch)
-
         ids = of(self.item_encoder.table[: catalog.items]) if whole else self.item_encoder(item_BN, SPECS.batch)
         vectors = ids * of(catalog.trained_I)[..., None]
         return vectors + self.content(catalog, of) if self._reads_features(catalog) else vectors
