@@ -30,8 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     def dst(**settings) -> dict:
         return {"config": "configs/tokenizer/dst.py", "overrides": {"dst": settings}}
 
-    def four(name: str) -> dict:
-        return {"config": f"configs/tokenizer/{name}.py", "overrides": {name: {"sizes": (256,) * 4}}}
+    def four(name: str, **settings) -> dict:
+        return {"config": f"configs/tokenizer/{name}.py", "overrides": {name: {"sizes": (256,) * 4} | settings}}
 
     tokenizers = {
         "dst": dst(),
@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dst-shared": dst(shared=(256,) * 4, specific={"text": (), "image": ()}),
         "dst-specific": dst(shared=(1,), specific={"text": (256, 256), "image": (256, 256)}),
         **{name: four(name) for name in ("rqvae", "residual_kmeans", "opq", "random")},
+        "balanced_kmeans": four("residual_kmeans", balanced=True),
     }
 
     def row(name: str, group: str, tokenizer="dst", against="hmat", datasets=("both",), note="", **model) -> dict:
@@ -63,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
             "pairs": (
                 ("hmat", "ids-alone"), ("ids-never-hidden", "ids-alone"), ("hmat", "no-item-id"),
                 ("no-item-id", "codes-dst"), ("codes-dst", "codes-random"),
+                ("codes-balanced_kmeans", "codes-residual_kmeans"),
             ),
             "across": tuple(
                 (f"both/{name}", f"{one}/{name}") for name in ("hmat", "no-item-id", "codes-dst") for one in EACH[1:]

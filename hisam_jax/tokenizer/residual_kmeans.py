@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from hisam_jax.config import check_least
-from hisam_jax.tokenizer import base, clustering, joined, quantization
+from hisam_jax.tokenizer import balanced_clustering, base, clustering, joined, quantization
 from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap
 from hisam_jax.tokenizer.config_checks import check_sizes
 from hisam_jax.tokenizer.joined import Joined
@@ -24,6 +24,8 @@ class ResidualKMeansConfig:
         sizes: centres of each level.
         iterations: Lloyd iterations of each level.
         fit_rows: training items it is fitted on at most, drawn at random.
+        balanced: fit every centre of a level to as many items, as OneRec does (arXiv 2502.18965), so that odd items
+            keep no centres to themselves; False is plain k-means, as in GRID.
 
     Raises:
         UserError: a value out of range.
@@ -32,6 +34,7 @@ class ResidualKMeansConfig:
     sizes: tuple = (256, 256, 256)
     iterations: int = 20
     fit_rows: int = 262144
+    balanced: bool = False
 
     def __post_init__(self):
         check_sizes(self, "residual_kmeans", "sizes")
@@ -119,7 +122,7 @@ def fit_residual_kmeans(
     scaling, x_NF = joined.fit_joined(features, present, train_rows, seed, cfg.fit_rows)
     sizes, notes = joined.shrunk(cfg.sizes, len(x_NF), "residual_kmeans.sizes")
     centres, history = [], []
-    for fitted in fit_levels(jax.random.key(seed), x_NF, sizes, cfg.iterations):
+    for fitted in fit_levels(jax.random.key(seed), x_NF, sizes, cfg.iterations, balanced=cfg.balanced):
         centres.append(fitted.centres_KD)
         history.append({"step": len(centres), "reconstruction": fitted.error / len(scaling.scales)})
         if progress:
@@ -128,7 +131,12 @@ def fit_residual_kmeans(
 
 
 def fit_levels(
-    key: jax.Array, x_ND: np.ndarray, sizes: Sequence[int], iterations: int, starts: Sequence[np.ndarray] | None = None
+    key: jax.Array,
+    x_ND: np.ndarray,
+    sizes: Sequence[int],
+    iterations: int,
+    starts: Sequence[np.ndarray] | None = None,
+    balanced: bool = False,
 ) -> Iterator[clustering.Clustering]:
     """k-means of each level on what the levels before it leave over; the device sees a part of the rows at a time.
 
@@ -138,12 +146,16 @@ def fit_levels(
         sizes: centres of each level.
         iterations: of Lloyd, each level.
         starts: first centres of each level; by default k-means++ of it.
+        balanced: whether every centre is fitted to as many rows.
     """
     parts = clustering.split(x_ND)
     for depth, size in enumerate(sizes):
         level_key = jax.random.fold_in(key, depth)
         start_KD = starts[depth] if starts else clustering.seeds(level_key, parts, len(x_ND), size)
-        fitted = clustering.lloyd(parts, len(x_ND), start_KD, iterations)
+        if balanced:
+            fitted = balanced_clustering.balanced(level_key, parts, len(x_ND), start_KD, iterations)
+        else:
+            fitted = clustering.lloyd(parts, len(x_ND), start_KD, iterations)
         yield fitted
         if depth + 1 < len(sizes):
             clustering.subtract(parts, len(x_ND), fitted)
