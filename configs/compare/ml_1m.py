@@ -50,7 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
                 },
                 {
                     "name": "hmat-tied", "config": "configs/ml_1m.py", "tokenizer": "dst", "group": "ours",
-                    "against": "hmat", "overrides": ours(tied_query=True), "datasets": ("both",), "note": "the last state asks",
+                    "against": "hmat", "overrides": ours(tied_query=True),
+                    "datasets": ("both",), "note": "the last state asks",
                 },
                 {
                     "name": "flat", "config": "configs/ml_1m.py", "tokenizer": "dst", "against": "hmat",
