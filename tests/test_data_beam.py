@@ -369,4 +369,4 @@ def test_ml_latest_small(tmp_path, real_data, monkeypatch, protocol, checksum):
     monkeypatch.setattr(driver, "PART_BYTES", 1 << 20)
     monkeypatch.setattr(spans, "SPAN_BYTES", 1 << 19)
     manifest = _both("movielens", real_data / "ml-latest-small", tmp_path, protocol=protocol, min_user=5, min_item=5)
-    assert manifest["split"]["checksum"].startswith(checksum)  # as benchmarks/results/real_runs.md has it
+    assert manifest["split"]["checksum"].startswith(checksum)

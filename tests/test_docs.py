@@ -101,7 +101,7 @@ def _check(words: list[str], where: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["hisam train --datset d", "hisam evaluate --workdir r --config.seed=1", "make teest", "pip install '.[serv]'",
-     "python -m benchmarks.real_runs --dat d", "launch/local.sh 2 -- trian --workdir r",
+     "python -m benchmarks.comparison --dat d", "launch/local.sh 2 -- trian --workdir r",
      "hisam tokenize --dataset d --config configs/tokenizer/dst.py --config.dst.stps=3 --out o"],
 )  # fmt: skip
 def test_a_command_that_would_be_refused_is_found(line):

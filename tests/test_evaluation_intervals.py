@@ -103,14 +103,15 @@ def test_a_lone_positive_still_gives_a_finite_interval():
     assert np.isfinite(result["ci95"]).all()
 
 
-def test_retrieval_tables_and_their_difference():
+def test_tables_of_lists_and_their_difference():
     rng = np.random.default_rng(8)
     better, worse = rng.integers(1, 20, size=300), rng.integers(1, 60, size=300)
     ours, theirs = Ranks(better, better + 1), Ranks(worse, worse + 1)
     table = summary.retrieval_summary(ours, np.arange(300), Bootstrap())
     assert table["recall@10"]["value"] == pytest.approx((better <= 10).mean())
     assert table["recall@10/unmasked"]["value"] == pytest.approx((better <= 9).mean())
-    gain = summary.retrieval_difference(ours, theirs, np.arange(300), Bootstrap())["recall@10"]
+    values = summary.retrieval_values(ours), summary.retrieval_values(theirs)
+    gain = intervals.difference_of_means(*values, np.arange(300), Bootstrap())["recall@10"]
     assert gain["value"] == pytest.approx((better <= 10).mean() - (worse <= 10).mean()) and gain["ci95"][0] > 0
 
 

@@ -30,18 +30,6 @@ def ranking_summary(
     return _defined(table) | {"events": len(labels), "users": len(np.unique(users))}
 
 
-def ranking_difference(
-    labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, users: np.ndarray, bootstrap: Bootstrap
-) -> dict[str, Interval]:
-    """Paired `{auc, gauc}` of `ours - theirs` over the same events [E]."""
-    return _defined(
-        {
-            "auc": intervals.auc(labels, ours, users, bootstrap, theirs),
-            "gauc": intervals.gauc(labels, ours, users, bootstrap, theirs),
-        }
-    )
-
-
 def retrieval_values(ranks: retrieval.Ranks) -> dict[str, np.ndarray]:
     """Per-target Recall and NDCG: `recall@k`, `ndcg@k` with seen items masked, and the same with `/unmasked`."""
     return retrieval.retrieval_values(ranks.masked_T, CUTOFFS) | retrieval.retrieval_values(
@@ -53,14 +41,6 @@ def retrieval_summary(ranks: retrieval.Ranks, users_T: np.ndarray, bootstrap: Bo
     """`{recall@5, ..., ndcg@10, the same with /unmasked, targets}`; only `targets` where there are none."""
     table = _defined(intervals.means(retrieval_values(ranks), users_T, bootstrap))
     return table | {"targets": len(users_T)}
-
-
-def retrieval_difference(
-    ours: retrieval.Ranks, theirs: retrieval.Ranks, users_T: np.ndarray, bootstrap: Bootstrap
-) -> dict[str, Interval]:
-    """Paired differences `ours - theirs` of every retrieval metric over the same targets [T]."""
-    values = retrieval_values(ours), retrieval_values(theirs)
-    return _defined(intervals.difference_of_means(*values, users_T, bootstrap))
 
 
 def _defined(table: dict[str, Interval | None]) -> dict[str, Interval]:
