@@ -15,7 +15,7 @@ from model_fixtures import ITEMS, LEVELS, SIZE, small_batch, small_catalog, smal
 from sklearn.metrics import roc_auc_score
 
 from hisam_jax.errors import UserError
-from hisam_jax.models import target_attention
+from hisam_jax.models import qarm_ranker, target_attention
 from hisam_jax.models.catalog import make_catalog
 from hisam_jax.models.heads import make_objective
 from hisam_jax.models.qarm_config import FILES, DINConfig, QarmRankerConfig, inputs_of, train_flops
@@ -170,6 +170,41 @@ def test_attention_is_dins_network_of_both_vectors_their_difference_and_product(
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cross", ["attention", "mean"])
+def test_cross_features_read_only_past_items_that_share_the_first_codes(cross):
+    """By hand: what an event gets of those before it, over the root of their number or as their mean."""
+    rng = np.random.default_rng(1)
+    c = QarmRankerConfig(codes="rq", cross=cross, depths=(1, 2))
+    past = {"id": rng.normal(size=(1, 5, 3)).astype(np.float32), "code": rng.normal(size=(1, 5, 3)).astype(np.float32)}
+    codes = np.array([[[1, 4], [1, 5], [2, 4], [1, 4], [1, 4]]])
+    past |= {"codes": codes, "item": np.arange(5)[None], "segment": np.ones((1, 5), int), "stats": np.ones((1, 5, 3))}
+    targets = {"id": past["id"] + 1, "code": past["code"] - 1, "codes": codes, "gap": np.zeros((1, 5))}
+    targets |= {"place": np.arange(5)[None], "segment": past["segment"]}
+    kinds = {
+        "target": (3, 2),
+        "past": (3, 2),
+        "product": (3, 2),
+        "recency": (10, 2),
+        "bias": (2,),
+        "out": (2,),
+        "base": (),
+    }
+    weights = {
+        name: {k: rng.normal(size=size).astype(np.float32) for k, size in kinds.items()} for name in ("id", "code")
+    }
+    found = [vector for vector, _ in qarm_ranker._read(c, (9, 9), weights, targets, past)["crosses"]]
+    ago = target_attention.recency(jnp.arange(5)[None], 5)
+    weight_NN = (
+        target_attention.weigh(weights["id"], targets["id"], past["id"], ago)[0] if cross == "attention" else None
+    )
+    for depth, vectors_BND in zip((1, 2), found, strict=True):
+        for n in range(5):
+            same = [m for m in range(n) if np.array_equal(codes[0, m, :depth], codes[0, n, :depth])]
+            each = [past["id"][0, m] * (1 if weight_NN is None else weight_NN[n, m]) for m in same]
+            over = max(len(same), 1) ** (0.5 if cross == "attention" else 1)
+            np.testing.assert_allclose(vectors_BND[0, n], np.sum(each, axis=0) / over if same else 0, atol=1e-5)
+
+
 def test_what_is_shared_is_found_and_reserved_codes_are_nothing_to_share():
     target, past = jnp.array([[[1, 2], [3, 8], [8, 2]]]), jnp.array([[[1, 2], [1, 3], [8, 2], [3, 8]]])
     found = target_attention.same_codes(target, past, (8, 8))
@@ -228,7 +263,14 @@ def test_names_costs_and_bad_settings():
     din, both, catalog = DINConfig(), QarmRankerConfig(), small_catalog()
     assert train_flops(din, catalog, [4, 6]) == train_flops(din, catalog, [4]) + train_flops(din, catalog, [6])
     assert 0 < train_flops(din, catalog, [10]) < train_flops(both, catalog, [10]) < train_flops(both, catalog, [11])
-    for field, bad in (("generation", 1.0), ("ranking", 0.0), ("codes", "pq"), ("depths", (0,)), ("dropout", 1.0)):
+    for field, bad in (
+        ("generation", 1.0),
+        ("ranking", 0.0),
+        ("codes", "pq"),
+        ("depths", (0,)),
+        ("cross", "sum"),
+        ("dropout", 1.0),
+    ):
         with pytest.raises(UserError, match=rf"model\.{field}"):
             QarmRankerConfig(**{field: bad})
     with pytest.raises(UserError, match="'none', or architecture 'qarm'"):

@@ -11,6 +11,7 @@ from hisam_jax.errors import UserError
 from hisam_jax.models.catalog import Catalog
 
 Codes = Literal["none", "frozen", "vq", "rq", "both"]
+CROSSES = ("attention", "mean")
 NEIGHBOURS, ALIGNED = "neighbours", "aligned"  # what `hisam tokenize` leaves beside the IDs
 FILES = {"none": (), "frozen": (ALIGNED,), "vq": (NEIGHBOURS,), "rq": (), "both": (NEIGHBOURS,)}
 
@@ -28,6 +29,8 @@ class QarmRankerConfig:
         codes: `none` is DIN; `frozen` adds the aligned vector, projected; `vq` the ids of the nearest items, `rq` the
             residual codes, `both` both.
         depths: how many of its first residual codes a past item must share with the target, one cross feature each.
+        cross: how a cross feature reads those items: `attention`, by the weights that the target gives them among the
+            whole history; `mean` [ours], each as much. Counts and shares of positives among them are read beside it.
         liked: least action (twice a rating) that counts as positive in what is told of a user's past.
         smoothing: events of the mean user that every share of positives starts from.
         block: targets of a row whose history is read at a time; bounds memory, changes nothing else.
@@ -42,6 +45,7 @@ class QarmRankerConfig:
     id_dropout: float = 0.1
     codes: Codes = "both"
     depths: tuple = (1, 2)
+    cross: Literal["attention", "mean"] = "attention"
     liked: int = 7
     smoothing: float = 5.0
     block: int = 64
@@ -54,6 +58,8 @@ class QarmRankerConfig:
         check_shares(self, "model", "dropout", "id_dropout")
         if self.codes not in FILES:
             raise UserError(f"value {self.codes!r}", field="model.codes", expected=" or ".join(map(repr, FILES)))
+        if self.cross not in CROSSES:
+            raise UserError(f"value {self.cross!r}", field="model.cross", expected=" or ".join(map(repr, CROSSES)))
         if not all(type(depth) is int and depth >= 1 for depth in self.depths):
             raise UserError(f"value {self.depths}", field="model.depths", expected="whole numbers from 1 on")
         if not self.ranking > 0:

@@ -1,10 +1,11 @@
 """QARM's ranker, and DIN as the same without codes: click probability of a target after a user's history.
 
 Stated (arXiv 2411.11739): codes have embedding tables of their own, are added to id features, and are used three
-times: of the target, of the history under target attention, and as cross features over past items that share the
-target's first codes. No gradient passes codes. Ours: the base, where a past item's vector holds what the user did with
-it; a causal share of positives of the user's past, the same for every switch; means and counts as cross features; and
-past items among the target's nearest as the cross feature of VQ codes.
+times: of the target, of the history under target attention, and as cross features, attention over past items that
+share the target's first codes. No gradient passes codes. Ours: the base, where a past item's vector holds what the user
+did with it; a causal share of positives of the user's past, the same for every switch; that cross features weigh items
+as the whole history's attention does, and counts beside them; and past items among the target's nearest as the cross
+feature of VQ codes.
 """
 
 from __future__ import annotations
@@ -145,22 +146,28 @@ def _read(c: QarmRankerConfig, vocab: tuple[int, ...], weights: Mapping, targets
     """What a block of targets reads of the events before each: attention, cross features, the user's past."""
     seen_BQN = target_attention.allowed(targets["place"], targets["segment"], past["segment"])
     ago_BQN = target_attention.recency(targets["place"], seen_BQN.shape[-1])
-    read = {
-        name: target_attention.attend(weights[name], targets[name], past[name], seen_BQN, ago_BQN)
-        for name in c.attentions
+    weight_BQN = {
+        name: target_attention.weigh(weights[name], targets[name], past[name], ago_BQN) for name in c.attentions
     }
+    read = {name: target_attention.weighted(weight, past[name], seen_BQN) for name, weight in weight_BQN.items()}
     every_BQS = _stats(c, *target_attention.pool(past["stats"], seen_BQN), 0.5, 0.5)
     share_BQ, mean_BQ = every_BQS[..., 1] + 0.5, every_BQS[..., 2] + 0.5
     gap_BQ = targets["gap"] / 10.0
     dense = [every_BQS, jnp.stack([gap_BQ, gap_BQ**2], axis=-1)]
     crosses = []
-    value_BNV = jnp.concatenate([past["id"], past["stats"]], axis=-1)
-    for chosen_BQN in _shared(c, vocab, targets, past):
-        total_BQV, count_BQ = target_attention.pool(value_BNV, chosen_BQN & seen_BQN)
-        mean_BQD = total_BQV[..., : -past["stats"].shape[-1]] / jnp.maximum(count_BQ, 1)[..., None]
-        stats_BQS = _stats(c, total_BQV[..., -past["stats"].shape[-1] :], count_BQ, share_BQ, mean_BQ)
-        crosses.append((mean_BQD, stats_BQS))
+    for shared_BQN in _shared(c, vocab, targets, past):
+        chosen_BQN = shared_BQN & seen_BQN
+        stats_BQS = _stats(c, *target_attention.pool(past["stats"], chosen_BQN), share_BQ, mean_BQ)
+        crosses.append((_cross(c, weight_BQN["id"], past["id"], chosen_BQN), stats_BQS))
     return {**read, "dense": jnp.concatenate(dense, axis=-1), "crosses": crosses}
+
+
+def _cross(c: QarmRankerConfig, weight_BQN: jax.Array, past_BND: jax.Array, chosen_BQN: jax.Array) -> jax.Array:
+    """[B, Q, D]: past events that share something with the target, by the switch `cross`."""
+    if c.cross == "attention":
+        return target_attention.weighted(weight_BQN, past_BND, chosen_BQN)
+    total_BQD, count_BQ = target_attention.pool(past_BND, chosen_BQN)
+    return total_BQD / jnp.maximum(count_BQ, 1)[..., None]
 
 
 def _shared(c: QarmRankerConfig, vocab: tuple[int, ...], targets: Arrays, past: Arrays) -> list[jax.Array]:

@@ -34,26 +34,34 @@ def recency(place_BQ: jax.Array, events: int) -> jax.Array:
 def attend(
     weights: Weights, target_BQD: jax.Array, past_BND: jax.Array, seen_BQN: jax.Array, ago_BQN: jax.Array
 ) -> jax.Array:
-    """DIN's pooling [B, Q, D]: past vectors, weighed by a network of `[t, p, t - p, t * p]`, without softmax.
+    """DIN's pooling [B, Q, D] of the past events that are seen: `weigh`, then `weighted`."""
+    return weighted(weigh(weights, target_BQD, past_BND, ago_BQN), past_BND, seen_BQN)
 
-    The first layer's part in t, p and t - p is a sum of one product each, made once an event and not once a pair. The
-    sum is divided by the root of the history's length, to bound it for long ones [ours]; recency joins the first layer
-    [ours].
+
+def weigh(weights: Weights, target_BQD: jax.Array, past_BND: jax.Array, ago_BQN: jax.Array) -> jax.Array:
+    """What each past event counts for a target [B, Q, N], by a network of `[t, p, t - p, t * p]`, without softmax.
+
+    The first layer's part in t, p and t - p is a sum of one product each, made once an event and not once a pair;
+    recency joins that layer [ours].
 
     Args:
         weights: `target`, `past`, `product` [D, H], `recency` [RECENCIES, H], `bias`, `out` [H], `base` [].
         target_BQD: what is scored.
         past_BND: what it attends to.
-        seen_BQN: which of it.
         ago_BQN: see `recency`.
     """
     hidden_BQNH = jnp.einsum("bqd,dh,bnd->bqnh", target_BQD, weights["product"], past_BND)
     hidden_BQNH += (target_BQD @ weights["target"] + weights["bias"])[:, :, None]
     hidden_BQNH += (past_BND @ weights["past"])[:, None]
     hidden_BQNH += look_up(weights["recency"], ago_BQN, ROWS)
-    weight_BQN = jax.nn.silu(hidden_BQNH) @ weights["out"] + weights["base"]
-    weight_BQN = jnp.where(seen_BQN, weight_BQN, 0.0)
-    length_BQ1 = jnp.maximum(seen_BQN.sum(-1, keepdims=True), 1)
+    return jax.nn.silu(hidden_BQNH) @ weights["out"] + weights["base"]
+
+
+def weighted(weight_BQN: jax.Array, past_BND: jax.Array, chosen_BQN: jax.Array) -> jax.Array:
+    """Weighted sum [B, Q, D] of the chosen events, over the root of their number, to bound it for long histories
+    [ours]; 0 where none is."""
+    weight_BQN = jnp.where(chosen_BQN, weight_BQN, 0.0)
+    length_BQ1 = jnp.maximum(chosen_BQN.sum(-1, keepdims=True), 1)
     return jnp.einsum("bqn,bnd->bqd", weight_BQN, past_BND) * length_BQ1**-0.5
 
 

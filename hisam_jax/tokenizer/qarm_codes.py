@@ -36,6 +36,7 @@ class QarmConfig(AdapterConfig):
         neighbours: nearest training items of each item.
         iterations: Lloyd iterations of each level.
         fit_rows: training items that the centres are fitted on at most, drawn at random.
+        balanced: fit every centre of a level to as many items [ours: not stated for QARM], see `ResidualKMeansConfig`.
         alignment: quantise aligned vectors; False, or no interactions to learn them from: the features themselves.
         latest: earlier positives that a User2Item trigger is taken from [stated: 50].
         swing_neighbours: Item2Item targets of an item.
@@ -53,6 +54,7 @@ class QarmConfig(AdapterConfig):
     latest: int = 50
     swing_neighbours: int = 10
     swing_users: int = 200
+    balanced: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -228,4 +230,4 @@ def _aligned(adapter: Adapter, features: FeatureMap, present: PresentMap) -> tup
 
 
 def _residual(cfg: QarmConfig) -> ResidualKMeansConfig:
-    return ResidualKMeansConfig(cfg.sizes, cfg.iterations, cfg.fit_rows)
+    return ResidualKMeansConfig(cfg.sizes, cfg.iterations, cfg.fit_rows, cfg.balanced)
