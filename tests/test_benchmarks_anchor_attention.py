@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attention_fixtures import Case, make
 
-from benchmarks.anchor_attention import compiled, kernels, rivals, rope, timing, train_step
+from benchmarks.anchor_attention import compiled, kernels, rivals, rope, shipped_steps, timing, train_step
 from hisam_jax.kernels.anchor_attention import anchor_attention
 from hisam_jax.kernels.flat_attention import flat_attention
 
@@ -61,6 +61,14 @@ def test_the_ratio_of_train_steps_is_to_the_faster_flat_form():
     speeds = {"HMAT": 300.0, "HMAT, last code as anchor": 375.0, "flat, dense": 100.0, "flat, chunks": 150.0}
     page = train_step.markdown({"rows": [{"items": 512, "codes": 6, "rows": 2, "items_per_second": speeds}]})
     assert "| 512 | 6 | 2 | 300 | 375 | 100 | 150 | 2.00 | 2.50 |" in page
+
+
+def test_steps_of_shipped_configs_are_timed_and_held_against_flat(monkeypatch):
+    monkeypatch.setattr(shipped_steps, "CATALOGS", {"ml_1m": 40})
+    (row,) = shipped_steps.run(quick=True)["rows"]
+    assert set(row["milliseconds"]) == set(shipped_steps.VARIANTS) and min(row["milliseconds"].values()) > 0
+    row |= {"milliseconds": {"HMAT": 30.0, "HMAT, last token as anchor": 25.0, "flat": 40.0}}
+    assert "| `configs/ml_1m.py` | 8 | 1 | 30 | 25 | 40 | 0.75 | 0.62 |" in shipped_steps.markdown({"rows": [row]})
 
 
 def test_pairs_of_1024_items_of_8_allow_a_gain_of_8():

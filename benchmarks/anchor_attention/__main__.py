@@ -13,6 +13,7 @@ from benchmarks.parts import Page
 QUESTIONS = {
     "kernels": "How fast is it, beside what else would do?",
     "train_step": "A whole train step: HMAT beside the flat baseline of the same width and depth",
+    "shipped_steps": "A train step as shipped configs have it: HMAT beside the flat baseline",
     "rope": "Rotary positions: what do they cost outside the kernel?",
     "compiled": "Compiled for hardware that was not at hand: what must it compute and move?",
 }
