@@ -98,3 +98,31 @@ def test_grids_share_a_page_and_its_words_on_how_to_read_it():
     assert text.count(tables.READING) == 1 and text.index(tables.READING) < text.index("## Planted")
     assert text.count("`python -m benchmarks.x`, 2026-01-02, a laptop, jax 1.") == 2
     assert text.count("0.2500 [0.2000, 0.3000]") == 4 and text.count("- hmat/1 failed: killed") == 2
+
+
+def test_running_one_grid_keeps_the_others_and_rewrites_no_line_of_theirs(tmp_path, monkeypatch):
+    """The whole script but the runs: two grids, then the second one anew with another figure."""
+    monkeypatch.setattr(comparison, "RESULTS", tmp_path / "results")
+    found = {"beauty": grid(), "content": {**grid(), "title": "Content"}}
+
+    def compare(_: Any, file: str, out: Path, **__: Any) -> dict[str, Any]:
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        (out / "plots" / "shop.svg").write_text("<svg/>")
+        return found[Path(file).stem]
+
+    def run(*only: str) -> list[str]:
+        line = ["comparison", "--data", str(tmp_path), "--only", *only, "--work", str(tmp_path / "work")]
+        monkeypatch.setattr(sys, "argv", line)
+        comparison.main()
+        return (tmp_path / "results" / "comparison.json").read_text().splitlines()
+
+    monkeypatch.setattr(comparison, "compare", compare)
+    first = run("content", "beauty")
+    found["content"]["datasets"]["shop"]["rows"]["hmat"]["metrics"]["retrieval/recall@10"]["value"] = 0.26
+    second = run("content")
+    assert [line.split(":")[0] for line in second] == ["{", '"beauty"', '"content"', "}"]
+    assert first[1] == second[1] and first[2] != second[2]
+    assert list(json.loads("\n".join(second))) == ["beauty", "content"]
+    text = (tmp_path / "results" / "comparison.md").read_text()
+    assert headings(text)[1::2] == ["## Planted", "## Content"] and "0.2600 [0.2000, 0.3000]" in text
+    assert text.count("](comparison/") == 2

@@ -459,6 +459,9 @@ def test_a_tokenizer_that_could_not_be_fitted_may_be_mended(tmp_path, monkeypatc
     assert inputs.ids("tiny", "rk", mended, "remove it") == inputs.ids("tiny", "rk", mended, "remove it") == made
     with pytest.raises(UserError, match="other settings.*sizes"):
         inputs.ids("tiny", "rk", bad, "remove it")
+    made.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="unknown settings.*remove it"):
+        inputs.ids("tiny", "rk", mended, "remove it")
 
 
 def test_a_run_that_its_time_limit_ended_is_told_from_those_that_ended_otherwise():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hisam_jax.cells.processes import check_same, execute, hisam, keep, resolved
+from hisam_jax.cells.processes import execute, hisam, keep, refuse_others, resolved
 from hisam_jax.claims import claim
 from hisam_jax.comparison.grid import Data, Tokenizer, beside, flat
 from hisam_jax.errors import UserError
@@ -51,8 +51,10 @@ class Inputs:
         record = self.out / "ids" / dataset / f"{name}.json"
         command = hisam(arguments, flat(tokenizer.overrides))
         self.once(folder, command, functools.partial(keep, record, settings))
-        with claim(self.out / "locks" / "settings.lock", wait=True):
-            check_same(record, settings, folder, hint)
+        if not record.is_file():
+            expected = f"IDs made here, with their settings in {record}"
+            raise UserError("IDs of unknown settings", path=folder, expected=expected, hint=hint)
+        refuse_others(record, settings, folder, hint)
         return folder
 
     def once(
