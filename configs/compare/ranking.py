@@ -1,7 +1,8 @@
 """Ranking, MovieLens latest-small with posters, each user's last tenth held out: HMAT, DIN and QARM with each code.
 
+Two rows part model and tokenizer: HMAT with QARM's codes, QARM's ranker with DST's.
 Command: hisam compare configs/compare/ranking.py --data DIR --out runs/compare-ranking --jobs 2
-DIR holds ml-latest-small and movielens-posters. Hardware: 2 CPU cores, about 40 minutes.
+DIR holds ml-latest-small and movielens-posters. Hardware: 2 CPU cores, about 50 minutes.
 """
 
 import ml_collections
@@ -22,13 +23,13 @@ def get_config() -> ml_collections.ConfigDict:
     watched = {"monitor": "validation/auc", "steps": 400, "evaluate_every": 100, "save_every": 100}
     steady = {"training": watched | {"optimizer": {"weight_decay": 1.0, "decay_embeddings": True}}}
     ours = {"dropout": 0.3, "item_effect": True}
-    codes = [
-        {
-            "name": f"qarm-{codes}", "config": config("qarm"), "tokenizer": "qarm", "group": "QARM", "against": "din",
-            "overrides": {"training": watched, "model": {"codes": codes}},
-        }
-        for codes in ("frozen", "vq", "rq", "both")
-    ]  # fmt: skip
+
+    def qarm(name: str, codes: str, tokenizer: str = "qarm", note: str = "", **model) -> dict:
+        return {
+            "name": name, "config": config("qarm"), "tokenizer": tokenizer, "group": "QARM", "against": "din",
+            "overrides": {"training": watched, "model": {"codes": codes} | model}, "note": note,
+        }  # fmt: skip
+
     return ml_collections.ConfigDict(
         {
             "title": "Ranking",
@@ -51,7 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
             "pairs": (
                 ("hmat", "din"), ("hmat", "qarm-both"), ("hmat", "qarm-vq"), ("hmat", "flat"),
                 ("qarm-rq", "qarm-frozen"), ("qarm-vq", "qarm-frozen"),
-                ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"),
+                ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"), ("qarm-both", "qarm-both-mean"),
+                ("hmat", "hmat-qarm-codes"), ("qarm-rq-dst", "qarm-rq"),
             ),
             "rows": (
                 {
@@ -63,10 +65,16 @@ def get_config() -> ml_collections.ConfigDict:
                     "overrides": steady | {"model": ours | {"anchors": False}},
                 },
                 {
+                    "name": "hmat-qarm-codes", "config": config("ranking"), "tokenizer": "qarm", "group": "ours",
+                    "overrides": steady | {"model": ours}, "against": "hmat", "note": "HMAT with QARM's six codes",
+                },
+                {
                     "name": "din", "config": config("din"), "tokenizer": "qarm", "group": "DIN",
                     "overrides": {"training": watched},
                 },
-                *codes,
+                *(qarm(f"qarm-{codes}", codes) for codes in ("frozen", "vq", "rq", "both")),
+                qarm("qarm-both-mean", "both", cross="mean", note="cross features are means, not attention"),
+                qarm("qarm-rq-dst", "rq", "dst", "its ranker with DST's codes"),
             ),
         }
     )  # fmt: skip
