@@ -16,8 +16,8 @@ PROBE = ("accuracy", "permuted")
 INTRODUCTION = """\
 Every tokenizer has 4 codes of 256 (DST 2 shared, 1 text, 1 image, or 2 shared and 2 text where there are no pictures;
 `qarm` its published 6, without alignment), is fitted on training items only, and is judged on all items before
-collisions are resolved. DST and RQ-VAE take some 60 passes over the items: 1,000 steps of 256 on MovieLens, 3,000 on Beauty.
-`random` is the floor.
+collisions are resolved. DST and RQ-VAE take some 60 passes over the items: 1,000 steps of 256 on MovieLens, 3,000 on
+Beauty. `random` is the floor.
 
 *Codes.* Collisions: (N - unique) / N, and the share of items that are not unique. Lowest use and lowest perplexity (in
 codes) of any level. Title -> poster: recall at 1 and 10 of an item's poster among 1,000, by shared codes and by
