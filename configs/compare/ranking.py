@@ -1,8 +1,8 @@
 """Ranking, MovieLens latest-small with posters, each user's last tenth held out: HMAT, DIN and QARM with each code.
 
-Two rows part model and tokenizer: HMAT with QARM's codes, QARM's ranker with DST's.
+Rows of others' codes part model and tokenizer: HMAT with QARM's codes, QARM's ranker with DST's.
 Command: hisam compare configs/compare/ranking.py --data DIR --out runs/compare-ranking --jobs 2
-DIR holds ml-latest-small and movielens-posters. Hardware: 2 CPU cores, about 50 minutes.
+DIR holds ml-latest-small and movielens-posters. Hardware: 2 CPU cores, an hour and a quarter.
 """
 
 import ml_collections
@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
             "tokenizers": {
                 "dst": {"config": "configs/tokenizer/dst.py"},
                 "qarm": {"config": "configs/tokenizer/qarm.py"},
+                "qarm-balanced": {"config": "configs/tokenizer/qarm.py", "overrides": {"qarm": {"balanced": True}}},
             },
             "seeds": (0, 1, 2),
             "reference": "hmat",
@@ -53,6 +54,9 @@ def get_config() -> ml_collections.ConfigDict:
                 ("hmat", "din"), ("hmat", "qarm-both"), ("hmat", "qarm-vq"), ("hmat", "flat"),
                 ("qarm-rq", "qarm-frozen"), ("qarm-vq", "qarm-frozen"),
                 ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"), ("qarm-both", "qarm-both-mean"),
+                ("qarm-rq-balanced", "qarm-rq"), ("qarm-both-balanced", "qarm-both"),
+                ("qarm-rq-balanced", "qarm-frozen"), ("qarm-both-balanced", "qarm-rq-balanced"),
+                ("qarm-both-balanced", "qarm-vq"),
                 ("hmat", "hmat-qarm-codes"), ("qarm-rq-dst", "qarm-rq"),
             ),
             "rows": (
@@ -74,6 +78,10 @@ def get_config() -> ml_collections.ConfigDict:
                 },
                 *(qarm(f"qarm-{codes}", codes) for codes in ("frozen", "vq", "rq", "both")),
                 qarm("qarm-both-mean", "both", cross="mean", note="cross features are means, not attention"),
+                *(
+                    qarm(f"qarm-{codes}-balanced", codes, "qarm-balanced", "its levels' codes fitted to as many items each")
+                    for codes in ("rq", "both")
+                ),
                 qarm("qarm-rq-dst", "rq", "dst", "its ranker with DST's codes"),
             ),
         }
