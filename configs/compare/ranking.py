@@ -79,7 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
                 *(qarm(f"qarm-{codes}", codes) for codes in ("frozen", "vq", "rq", "both")),
                 qarm("qarm-both-mean", "both", cross="mean", note="cross features are means, not attention"),
                 *(
-                    qarm(f"qarm-{codes}-balanced", codes, "qarm-balanced", "its levels' codes fitted to as many items each")
+                    qarm(f"qarm-{codes}-balanced", codes, "qarm-balanced", "codes fitted to as many items each")
                     for codes in ("rq", "both")
                 ),
                 qarm("qarm-rq-dst", "rq", "dst", "its ranker with DST's codes"),
