@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score
 from tokenizer_fixtures import planted
 
-from hisam_jax.tokenizer import clustering, registry
+from hisam_jax.tokenizer import balanced_clustering, clustering, registry
 from hisam_jax.tokenizer.balanced_clustering import balanced, share_out
 from hisam_jax.tokenizer.residual_kmeans import ResidualKMeansConfig, fit_levels
 
@@ -51,6 +51,15 @@ def test_more_centres_than_are_looked_at_together_and_several_parts_change_nothi
     distance_NK = np.square(x_ND[:, None] - found[0].centres_KD).sum(-1)
     assert np.array_equal(distance_NK.argmin(1), found[0].code_N), "a row's code is its nearest centre"
     np.testing.assert_allclose(found[0].error, distance_NK.min(1).mean(), rtol=1e-4)
+
+
+def test_it_stops_when_nothing_changes(monkeypatch):
+    calls = []
+    monkeypatch.setattr(balanced_clustering, "share_out", lambda *given: (calls.append(1), share_out(*given))[1])
+    x_ND = 9 * np.repeat(np.eye(6, dtype=np.float32), 10, axis=0)
+    start_KD = x_ND[::10] + np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    fitted = balanced(jax.random.key(0), clustering.split(x_ND), 60, start_KD, 50)
+    assert len(calls) == 2 and fitted.error < 1e-6
 
 
 def test_groups_of_equal_size_are_found():
