@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixtures import tiny_dataset
 
 from benchmarks import parts
-from benchmarks.tokenizers import collapse, mi, planted, real, training
+from benchmarks.tokenizers import collapse, mi, mining, planted, real, training
 from benchmarks.tokenizers.__main__ import PAGE
 from hisam_jax.config import build
 from hisam_jax.tokenizer.registry import entry
@@ -155,3 +156,13 @@ def test_weights_of_mutual_information_are_compared_seed_by_seed():
     half = 12.706 * np.std([0.1, 0.0], ddof=1) / 2**0.5
     assert f"over seeds ± {half:.4f}" in page and "| 0.0 - 0.5 |" in page and "| 0.5 - 0.5 |" not in page
     assert "| 0.5 | 2 | 0.200 | 9 |" in page and "0.500 ± 0.000" in page
+
+
+def test_mining_times_each_step_and_counts_what_was_found(tmp_path):
+    tiny_dataset(tmp_path / "tiny", users=30, items=40)
+    row = mining.mine("tiny", tmp_path / "tiny")
+    assert set(row["seconds"]) == set(mining.STEPS) and min(row["seconds"].values()) >= 0
+    assert row["counts"]["items"] == 40 and 0 < row["counts"]["user2item"] <= row["counts"]["events"]
+    row["seconds"] = {"read": 0.5, "id_space": 1.0, "user2item": 2.0, "item2item": 3.0}
+    row["counts"] = {"events": 1000, "items": 40, "user2item": 900, "item2item": 80}
+    assert "| tiny | 1,000 | 40 | 900 | 80 | 0.5 | 1.0 | 2.0 | 3.0 | 6.5 |" in mining.markdown({"rows": [row]})

@@ -24,9 +24,10 @@ QUESTIONS = {
     "collapse": "No collapse: is every level in use, whatever the seed?",
     "kmeans": "k-means: how fast is it beside faiss?",
     "ids": "IDs for a million items: how fast, in how much memory?",
+    "mining": "QARM's pairs of items: how long does it take to mine them?",
     "training": "Training DST: how far is it from its matrix products alone?",
 }
-PAGE = Page("tokenizers", "Tokenizers", QUESTIONS, ("numpy", "scikit-learn"), ("real", "mi", "collapse"))
+PAGE = Page("tokenizers", "Tokenizers", QUESTIONS, ("numpy", "scikit-learn"), ("real", "mi", "collapse", "mining"))
 
 
 def main() -> None:
