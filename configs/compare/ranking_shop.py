@@ -1,7 +1,7 @@
-"""Ranking on the embedded shop at a million events, each user's last tenth held out: HMAT, DIN and QARM with each code.
+"""Ranking on the embedded shop at a million events, each user's last tenth held out: HMAT, DIN, QARM with each code.
 
 Command: hisam compare configs/compare/ranking_shop.py --out runs/compare-ranking-shop --jobs 2
-Needs no data. Hardware: 2 CPU cores, about 20 minutes of a core a seed.
+Needs no data. Hardware: 2 CPU cores, about 25 minutes of a core a seed.
 """
 
 import ml_collections
@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
             "tokenizers": {
                 "dst": {"config": "configs/tokenizer/dst.py"},
                 "qarm": {"config": "configs/tokenizer/qarm.py"},
+                "qarm-balanced": {"config": "configs/tokenizer/qarm.py", "overrides": {"qarm": {"balanced": True}}},
             },
             "seeds": (0, 1, 2),
             "reference": "hmat",
@@ -49,11 +50,17 @@ def get_config() -> ml_collections.ConfigDict:
                 ("hmat", "din"), ("hmat", "qarm-both"), ("hmat", "qarm-vq"),
                 ("qarm-rq", "qarm-frozen"), ("qarm-vq", "qarm-frozen"),
                 ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"),
+                ("qarm-rq-balanced", "qarm-rq"), ("qarm-rq-balanced", "qarm-frozen"),
+                ("qarm-both-balanced", "qarm-both"), ("qarm-both-balanced", "qarm-vq"),
             ),
             "rows": (
                 row("hmat", "ranking", "dst", "din", item_effect=True),
                 row("din", "din", "qarm", "hmat"),
                 *(row(f"qarm-{codes}", "qarm", "qarm", "din", codes=codes) for codes in ("frozen", "vq", "rq", "both")),
+                *(
+                    row(f"qarm-{codes}-balanced", "qarm", "qarm-balanced", "din", codes=codes)
+                    for codes in ("rq", "both")
+                ),
             ),
         }
     )  # fmt: skip
