@@ -14,6 +14,7 @@ from hisam_jax.inference.export import export
 from hisam_jax.inference.recommend import recommend
 from hisam_jax.inference.run import load_run
 from hisam_jax.models.config import HMATConfig
+from hisam_jax.models.qarm_config import DINConfig, QarmRankerConfig
 from hisam_jax.serving.limits import Limits
 from hisam_jax.serving.release import Release
 from hisam_jax.tokenizer.run import tokenize
@@ -69,6 +70,12 @@ def test_generation_from_codes_alone_with_the_blocks_of_hstu_runs_from_end_to_en
     usual = dataclasses.replace(assembly.configs, model=HMATConfig())
     assert assembly.identity()["model"]["block"] == "hstu"
     assert "block" not in dataclasses.replace(assembly, configs=usual).identity()["model"], "older runs are read still"
+    rankers = QarmRankerConfig(), QarmRankerConfig(cross="mean"), QarmRankerConfig(codes="frozen"), DINConfig()
+    kept = [
+        dataclasses.replace(assembly, configs=dataclasses.replace(assembly.configs, model=model)).identity()["model"]
+        for model in rankers
+    ]
+    assert [model.get("cross") for model in kept] == ["attention", None, None, None]
 
 
 def test_positions_fewer_than_the_window_are_refused(folder):

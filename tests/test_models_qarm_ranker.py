@@ -161,7 +161,8 @@ def test_attention_is_dins_network_of_both_vectors_their_difference_and_product(
     w = {k: jnp.float32(v) for k, v in w.items()} | {"recency": jnp.zeros((10, 2))}
     w |= {"target": own - less, "past": past + less, "product": times}  # of a network that reads p - t
     seen = np.arange(5) < np.array([0, 2, 5])[:, None]
-    found = target_attention.attend(w, t, p, seen[None], np.zeros((1, 3, 5), int))
+    weight = target_attention.weigh(w, t, p, np.zeros((1, 3, 5), int))
+    found = target_attention.weighted(weight, p, seen[None])
     expected = np.zeros((3, 4))
     for q in range(3):
         for n in np.flatnonzero(seen[q]):
@@ -175,34 +176,30 @@ def test_cross_features_read_only_past_items_that_share_the_first_codes(cross):
     """By hand: what an event gets of those before it, over the root of their number or as their mean."""
     rng = np.random.default_rng(1)
     c = QarmRankerConfig(codes="rq", cross=cross, depths=(1, 2))
-    past = {"id": rng.normal(size=(1, 5, 3)).astype(np.float32), "code": rng.normal(size=(1, 5, 3)).astype(np.float32)}
-    codes = np.array([[[1, 4], [1, 5], [2, 4], [1, 4], [1, 4]]])
-    past |= {"codes": codes, "item": np.arange(5)[None], "segment": np.ones((1, 5), int), "stats": np.ones((1, 5, 3))}
-    targets = {"id": past["id"] + 1, "code": past["code"] - 1, "codes": codes, "gap": np.zeros((1, 5))}
-    targets |= {"place": np.arange(5)[None], "segment": past["segment"]}
-    kinds = {
-        "target": (3, 2),
-        "past": (3, 2),
-        "product": (3, 2),
-        "recency": (10, 2),
-        "bias": (2,),
-        "out": (2,),
-        "base": (),
-    }
+    codes = np.array([[[1, 4], [1, 5], [2, 4], [1, 4], [1, 4], [1, 4], [1, 4]]])
+    segment = np.array([[1, 1, 1, 1, 1, 2, 0]])  # the last two are another user's, and padding
+    past = {name: rng.normal(size=(1, 7, 3)).astype(np.float32) for name in ("id", "code")}
+    past |= {"codes": codes, "item": np.arange(7)[None], "segment": segment, "stats": np.ones((1, 7, 3))}
+    targets = {"id": past["id"] + 1, "code": past["code"] - 1, "codes": codes, "gap": np.zeros((1, 7))}
+    targets |= {"place": np.arange(7)[None], "segment": segment}
+    kinds = {"target": (3, 2), "past": (3, 2), "product": (3, 2), "recency": (10, 2), "bias": 2, "out": 2, "base": ()}
     weights = {
-        name: {k: rng.normal(size=size).astype(np.float32) for k, size in kinds.items()} for name in ("id", "code")
-    }
+        name: {kind: rng.normal(size=size).astype(np.float32) for kind, size in kinds.items()}
+        for name in c.attentions
+    }  # fmt: skip
     found = [vector for vector, _ in qarm_ranker._read(c, (9, 9), weights, targets, past)["crosses"]]
-    ago = target_attention.recency(jnp.arange(5)[None], 5)
-    weight_NN = (
-        target_attention.weigh(weights["id"], targets["id"], past["id"], ago)[0] if cross == "attention" else None
-    )
+    weight_NN = np.ones((7, 7))
+    if cross == "attention":
+        ago_BQN = target_attention.recency(jnp.arange(7)[None], 7)
+        weight_NN = target_attention.weigh(weights["id"], targets["id"], past["id"], ago_BQN)[0]
     for depth, vectors_BND in zip((1, 2), found, strict=True):
-        for n in range(5):
-            same = [m for m in range(n) if np.array_equal(codes[0, m, :depth], codes[0, n, :depth])]
-            each = [past["id"][0, m] * (1 if weight_NN is None else weight_NN[n, m]) for m in same]
-            over = max(len(same), 1) ** (0.5 if cross == "attention" else 1)
-            np.testing.assert_allclose(vectors_BND[0, n], np.sum(each, axis=0) / over if same else 0, atol=1e-5)
+        for n in range(7):
+            same = [
+                m for m in range(n) if segment[0, m] == segment[0, n] and (codes[0, m] == codes[0, n])[:depth].all()
+            ]
+            wanted = sum((weight_NN[n, m] * past["id"][0, m] for m in same), np.zeros(3))
+            wanted /= max(len(same), 1) ** (0.5 if cross == "attention" else 1)
+            np.testing.assert_allclose(vectors_BND[0, n], wanted, atol=1e-5)
 
 
 def test_what_is_shared_is_found_and_reserved_codes_are_nothing_to_share():

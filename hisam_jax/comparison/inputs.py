@@ -44,7 +44,11 @@ class Inputs:
         return folder
 
     def ids(self, dataset: str, name: str, tokenizer: Tokenizer, hint: str) -> Path:
-        """Semantic IDs of a dataset; made where they are not there."""
+        """Semantic IDs of a dataset; made where they are not there.
+
+        Raises:
+            UserError: there are some of other settings (`hint` says what to do), or of settings that no one recorded.
+        """
         folder, config = self.out / "ids" / dataset / name, beside(tokenizer.config, self.config)
         arguments = ["tokenize", "--dataset", self.dataset(dataset), "--config", config, "--out", folder]
         settings = {"tokenizer": resolved(config, flat(tokenizer.overrides))}
@@ -53,6 +57,7 @@ class Inputs:
         self.once(folder, command, functools.partial(keep, record, settings))
         if not record.is_file():
             expected = f"IDs made here, with their settings in {record}"
+            hint = "remove it: IDs are made anew"
             raise UserError("IDs of unknown settings", path=folder, expected=expected, hint=hint)
         refuse_others(record, settings, folder, hint)
         return folder

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from hisam_jax.config import check_least, check_shares
 from hisam_jax.errors import UserError
 from hisam_jax.models.catalog import Catalog
 
 Codes = Literal["none", "frozen", "vq", "rq", "both"]
-CROSSES = ("attention", "mean")
+Cross = Literal["attention", "mean"]
 NEIGHBOURS, ALIGNED = "neighbours", "aligned"  # what `hisam tokenize` leaves beside the IDs
 FILES = {"none": (), "frozen": (ALIGNED,), "vq": (NEIGHBOURS,), "rq": (), "both": (NEIGHBOURS,)}
 
@@ -45,7 +45,7 @@ class QarmRankerConfig:
     id_dropout: float = 0.1
     codes: Codes = "both"
     depths: tuple = (1, 2)
-    cross: Literal["attention", "mean"] = "attention"
+    cross: Cross = "attention"
     liked: int = 7
     smoothing: float = 5.0
     block: int = 64
@@ -58,8 +58,9 @@ class QarmRankerConfig:
         check_shares(self, "model", "dropout", "id_dropout")
         if self.codes not in FILES:
             raise UserError(f"value {self.codes!r}", field="model.codes", expected=" or ".join(map(repr, FILES)))
-        if self.cross not in CROSSES:
-            raise UserError(f"value {self.cross!r}", field="model.cross", expected=" or ".join(map(repr, CROSSES)))
+        if self.cross not in get_args(Cross):
+            expected = " or ".join(map(repr, get_args(Cross)))
+            raise UserError(f"value {self.cross!r}", field="model.cross", expected=expected)
         if not all(type(depth) is int and depth >= 1 for depth in self.depths):
             raise UserError(f"value {self.depths}", field="model.depths", expected="whole numbers from 1 on")
         if not self.ranking > 0:

@@ -193,7 +193,7 @@ def _stats(c: QarmRankerConfig, total_BQ3: jax.Array, count_BQ: jax.Array, share
 
 
 class AttentionWeights(nn.Module):
-    """The parameters of `target_attention.attend`."""
+    """The parameters of `target_attention.weigh`."""
 
     config: QarmRankerConfig
 

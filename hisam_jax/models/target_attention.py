@@ -1,4 +1,5 @@
-"""What a target sees of the events before it: weighed by DIN's network, or pooled where they share something with it.
+"""What a target sees of the events before it, all or those that share something with it: weighed by DIN's network, or
+pooled.
 
 Free functions over a packed row, in blocks of targets, so that no `[N, N, H]` array of a whole row exists. An event
 sees earlier ones of its own segment alone; never itself.
@@ -31,18 +32,11 @@ def recency(place_BQ: jax.Array, events: int) -> jax.Array:
     return jnp.minimum(31 - jax.lax.clz(ago_BQN.astype(jnp.int32)), RECENCIES - 1)
 
 
-def attend(
-    weights: Weights, target_BQD: jax.Array, past_BND: jax.Array, seen_BQN: jax.Array, ago_BQN: jax.Array
-) -> jax.Array:
-    """DIN's pooling [B, Q, D] of the past events that are seen: `weigh`, then `weighted`."""
-    return weighted(weigh(weights, target_BQD, past_BND, ago_BQN), past_BND, seen_BQN)
-
-
 def weigh(weights: Weights, target_BQD: jax.Array, past_BND: jax.Array, ago_BQN: jax.Array) -> jax.Array:
-    """What each past event counts for a target [B, Q, N], by a network of `[t, p, t - p, t * p]`, without softmax.
+    """What each past event counts for a target [B, Q, N] in DIN's pooling, by a network of `[t, p, t - p, t * p]`.
 
-    The first layer's part in t, p and t - p is a sum of one product each, made once an event and not once a pair;
-    recency joins that layer [ours].
+    There is no softmax. The first layer's part in t, p and t - p is a sum of one product each, made once an event and
+    not once a pair; recency joins that layer [ours].
 
     Args:
         weights: `target`, `past`, `product` [D, H], `recency` [RECENCIES, H], `bias`, `out` [H], `base` [].

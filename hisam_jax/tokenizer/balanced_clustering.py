@@ -3,7 +3,8 @@
 Why: what a level leaves over lies like noise around zero in as many directions as there are features, and k-means then
 spends its centres on single far rows (235 of 256 on MovieLens-1M's fourth level). The scheme is that of OneRec (arXiv
 2502.18965): centre after centre takes the nearest of the rows that are left, up to its share, then moves to their mean.
-In the end a row's code is its nearest centre, whatever cluster it was fitted in, as new items need it; this is ours.
+Ours: k-means++ starts, a random order of the centres, and that in the end a row's code is its nearest centre, whatever
+cluster it was fitted in, as new items need it.
 """
 
 from __future__ import annotations

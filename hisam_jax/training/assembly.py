@@ -144,6 +144,8 @@ class Assembly:
             model.pop(name, None)
         if model.get("block") == "transformer":  # runs from before there was another have no such field
             del model["block"]
+        if model.get("cross") == "mean" or not getattr(configs.model, "crosses", True):
+            model.pop("cross", None)  # runs from before there was another have no such field
         return more | {
             "model": model,
             "split_checksum": self.dataset.manifest["split"]["checksum"],
