@@ -179,8 +179,8 @@ def test_cross_features_read_only_past_items_that_share_the_first_codes(cross):
     codes = np.array([[[1, 4], [1, 5], [2, 4], [1, 4], [1, 4], [1, 4], [1, 4]]])
     segment = np.array([[1, 1, 1, 1, 1, 2, 0]])  # the last two are another user's, and padding
     past = {name: rng.normal(size=(1, 7, 3)).astype(np.float32) for name in ("id", "code")}
-    past |= {"codes": codes, "item": np.arange(7)[None], "segment": segment, "stats": np.ones((1, 7, 3))}
-    targets = {"id": past["id"] + 1, "code": past["code"] - 1, "codes": codes, "gap": np.zeros((1, 7))}
+    past |= {"codes": codes, "item": np.arange(7)[None], "segment": segment, "stats": np.ones((1, 7, 3), np.float32)}
+    targets = {"id": past["id"] + 1, "code": past["code"] - 1, "codes": codes, "gap": np.zeros((1, 7), np.float32)}
     targets |= {"place": np.arange(7)[None], "segment": segment}
     kinds = {"target": (3, 2), "past": (3, 2), "product": (3, 2), "recency": (10, 2), "bias": 2, "out": 2, "base": ()}
     weights = {
