@@ -51,16 +51,12 @@ def get_config() -> ml_collections.ConfigDict:
                 ("qarm-rq", "qarm-frozen"), ("qarm-vq", "qarm-frozen"),
                 ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"),
                 ("qarm-rq-balanced", "qarm-rq"), ("qarm-rq-balanced", "qarm-frozen"),
-                ("qarm-both-balanced", "qarm-both"), ("qarm-both-balanced", "qarm-vq"),
             ),
             "rows": (
                 row("hmat", "ranking", "dst", "din", item_effect=True),
                 row("din", "din", "qarm", "hmat"),
                 *(row(f"qarm-{codes}", "qarm", "qarm", "din", codes=codes) for codes in ("frozen", "vq", "rq", "both")),
-                *(
-                    row(f"qarm-{codes}-balanced", "qarm", "qarm-balanced", "din", codes=codes)
-                    for codes in ("rq", "both")
-                ),
+                row("qarm-rq-balanced", "qarm", "qarm-balanced", "din", codes="rq"),
             ),
         }
     )  # fmt: skip
