@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.anchor_attention.stepping import full_rows, stepping
 from benchmarks.anchor_attention.timing import interleaved
 from benchmarks.common import table
 from hisam_jax.config import load_config
-from hisam_jax.models.catalog import make_catalog
-from hisam_jax.models.config import HMATConfig
-from hisam_jax.models.heads import make_objective
-from hisam_jax.models.hmat import HMAT
+from hisam_jax.models.catalog import Catalog, make_catalog
 from hisam_jax.progress import progress
 from hisam_jax.training.assembly import Configs
 from hisam_jax.training.optimizer import make_optimizer
-from hisam_jax.training.state import init_state, make_train_step
 
 CODES, SIZE, FEATURES = 4, 256, {"text": 128, "image": 128}
 CATALOGS = {"ml_1m": 3883, "ml_latest_small_ranking": 3650}  # items of what a config is for
@@ -41,44 +36,25 @@ def run(quick: bool = False) -> dict[str, Any]:
     for name in progress(list(CATALOGS), description="shipped steps", unit="config"):
         configs = Configs.of(load_config(f"configs/{name}.py"))
         count, length = (1, 8) if quick else (configs.data.rows, configs.data.items_per_row)
-        made = _Data(CATALOGS[name], count, length)
-        steps = {kind: _step(made, configs, switches) for kind, switches in VARIANTS.items()}
+        catalog, batch = _data(CATALOGS[name], count, length)
+        optimizer = make_optimizer(configs.training.optimizer, configs.training.steps)
+        models = {kind: dataclasses.replace(configs.model, **switches) for kind, switches in VARIANTS.items()}
+        steps = {kind: stepping(model, SIZE, catalog, optimizer, batch) for kind, model in models.items()}
         seconds = interleaved(steps, (), 2 if quick else ROUNDS)
         shape = {"config": name, "items": length, "rows": count}
         rows.append(shape | {"milliseconds": {kind: 1e3 * spent for kind, spent in seconds.items()}})
     return {"seeds": [0], "rows": rows}
 
 
-class _Data:
-    """A catalogue and one batch."""
-
-    def __init__(self, items: int, rows: int, length: int):
-        rng = np.random.default_rng(0)
-        self.codes_IL = rng.integers(0, SIZE, (items, CODES)).astype(np.int32)
-        features = {m: rng.normal(size=(items, width)).astype(np.float32) for m, width in FEATURES.items()}
-        every_I = np.ones(items, bool)
-        self.catalog = make_catalog(self.codes_IL, features, dict.fromkeys(features, every_I), every_I)
-        item = rng.integers(0, items, (rows, length)).astype(np.int32)
-        ones, action = np.ones((rows, length), np.float32), rng.integers(1, 11, (rows, length)).astype(np.int32)
-        self.batch = {"item": item, "segment": ones.astype(np.int32), "codes": self.codes_IL[item], "gap": ones}
-        self.batch |= {"action": action, "positive": (action > 6).astype(np.float32)}
-        self.batch |= {"rank_weight": ones, "next_weight": ones}
-
-
-def _step(data: _Data, configs: Configs, switches: Mapping[str, Any]) -> Callable[[], Any]:
-    """One compiled step over a state that it keeps."""
-    config: HMATConfig = dataclasses.replace(configs.model, **switches)
-    model = HMAT(config, (SIZE + 1,) * CODES, 0, data.catalog.items)
-    loss_fn, init_fn = make_objective(model, data.catalog, jnp.asarray(data.codes_IL))
-    optimizer = make_optimizer(configs.training.optimizer, configs.training.steps)
-    kept = {"state": init_state(init_fn, optimizer, 0, data.batch)}
-    step = jax.jit(make_train_step(loss_fn, optimizer), donate_argnums=0)
-
-    def once() -> Any:
-        kept["state"], metrics = step(kept["state"], data.batch)
-        return metrics
-
-    return once
+def _data(items: int, rows: int, length: int) -> tuple[Catalog, dict[str, np.ndarray]]:
+    """A random catalogue and one batch."""
+    rng, every_I = np.random.default_rng(0), np.ones(items, bool)
+    codes_IL = rng.integers(0, SIZE, (items, CODES)).astype(np.int32)
+    features = {m: rng.normal(size=(items, width)).astype(np.float32) for m, width in FEATURES.items()}
+    batch = full_rows(rng, codes_IL, rows, length)
+    action = rng.integers(1, 11, (rows, length)).astype(np.int32)
+    batch |= {"action": action, "positive": (action > 6).astype(np.float32)}
+    return make_catalog(codes_IL, features, dict.fromkeys(features, every_I), every_I), batch
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -6,19 +6,15 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.anchor_attention.stepping import full_rows, stepping
 from benchmarks.anchor_attention.timing import interleaved
 from benchmarks.common import table
 from hisam_jax.models.catalog import make_catalog
 from hisam_jax.models.config import HMATConfig
-from hisam_jax.models.heads import make_objective
-from hisam_jax.models.hmat import HMAT
 from hisam_jax.progress import progress
 from hisam_jax.training.optimizer import OptimizerConfig, make_optimizer
-from hisam_jax.training.state import init_state, make_train_step
 
 ITEMS, CODES, SIZE, CATALOG = (50, 200, 512), (4, 6), 256, 2000
 EVENTS = 1024  # items of a step at least
@@ -59,25 +55,12 @@ def _measure(items: int, codes: int, quick: bool) -> dict[str, Any]:
 
 
 def _step(rows: int, items: int, codes: int, switches: Mapping[str, Any]) -> Callable[[], Any]:
-    """One compiled step over a state that it keeps."""
+    """One compiled step on random data of that size."""
     rng = np.random.default_rng(0)
     codes_IL = rng.integers(0, SIZE, (CATALOG, codes)).astype(np.int32)
     catalog = make_catalog(codes_IL, {}, {}, np.ones(CATALOG, bool))
-    model = HMAT(HMATConfig(**{**MODEL, **switches}), (SIZE + 1,) * codes, 0, CATALOG)
-    loss_fn, init_fn = make_objective(model, catalog, jnp.asarray(codes_IL))
-    item = rng.integers(0, CATALOG, (rows, items)).astype(np.int32)
-    ones = np.ones((rows, items), np.float32)
-    batch = {"item": item, "segment": ones.astype(np.int32), "codes": codes_IL[item], "gap": ones, "positive": ones}
-    batch |= {"action": ones.astype(np.int32), "rank_weight": ones, "next_weight": ones}
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    kept = {"state": init_state(init_fn, optimizer, 0, batch)}
-    step = jax.jit(make_train_step(loss_fn, optimizer), donate_argnums=0)
-
-    def once() -> Any:
-        kept["state"], metrics = step(kept["state"], batch)
-        return metrics
-
-    return once
+    batch = full_rows(rng, codes_IL, rows, items)
+    return stepping(HMATConfig(**{**MODEL, **switches}), SIZE, catalog, make_optimizer(OptimizerConfig(), 1000), batch)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
