@@ -57,22 +57,15 @@ def _distances(
 ) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(order_K), CENTRES):
         block = order_K[start : start + CENTRES]
-        found = [np.asarray(_squared(_rows(part), centres_KD[block])) for part in parts]
+        found = [np.asarray(_squared(clustering.as_input(part), centres_KD[block])) for part in parts]
         yield from zip(block, np.concatenate(found)[:rows].T, strict=True)
 
 
 def _means(parts: Parts, code_N: np.ndarray, size: int) -> np.ndarray:
     total_KD = jnp.zeros((size, parts[0].shape[1]))
-    for index, part in enumerate(parts):
-        code_P = code_N[index * len(part) : (index + 1) * len(part)]
-        code_P = np.concatenate([code_P, np.full(len(part) - len(code_P), size, np.int32)])
-        total_KD = _add(total_KD, _rows(part), code_P)
+    for part, code_P in zip(parts, clustering.codes_of(parts, code_N, size), strict=True):
+        total_KD = _add(total_KD, clustering.as_input(part), code_P)
     return np.asarray(total_KD) / np.bincount(code_N, minlength=size)[:, None].astype(np.float32)
-
-
-def _rows(part: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """What is on the device stays there."""
-    return part if isinstance(part, jax.Array) else np.asarray(part, np.float32)
 
 
 _squared = jax.jit(quantization.squared_distances)

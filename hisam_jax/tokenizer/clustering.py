@@ -9,7 +9,7 @@ every centre keeps moving.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -58,14 +58,22 @@ def split(x_ND: np.ndarray, resident_bytes: int = RESIDENT_BYTES) -> Parts:
 
 def subtract(parts: Parts, rows: int, clustering: Clustering) -> None:
     """Replaces each part by what its rows' centres leave over; `rows` is how many are no padding."""
+    size = len(clustering.centres_KD)
+    for index, (part, code_P) in enumerate(zip(parts, codes_of(parts, clustering.code_N[:rows], size), strict=True)):
+        left = _minus(as_input(part), clustering.centres_KD, code_P)
+        parts[index] = left if isinstance(part, jax.Array) else np.asarray(left)
+
+
+def codes_of(parts: Parts, code_N: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Each part's codes; those of padding are `size`, which is no centre's."""
     for index, part in enumerate(parts):
-        start = index * len(part)
-        code_N = clustering.code_N[start : min(start + len(part), rows)]
-        code_N = np.concatenate([code_N, np.full(len(part) - len(code_N), len(clustering.centres_KD), np.int32)])
-        if isinstance(part, jax.Array):
-            parts[index] = _minus(part, clustering.centres_KD, code_N)
-        else:
-            parts[index] = np.asarray(_minus(np.asarray(part, np.float32), clustering.centres_KD, code_N))
+        code_P = code_N[index * len(part) : (index + 1) * len(part)]
+        yield np.concatenate([code_P, np.full(len(part) - len(code_P), size, np.int32)])
+
+
+def as_input(part: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """A part as compiled code takes it; what is on the device stays there."""
+    return part if isinstance(part, jax.Array) else np.asarray(part, np.float32)
 
 
 @jax.jit
