@@ -142,6 +142,18 @@ def check_shares(record: Any, section: str, *names: str, whole: bool = False) ->
             raise UserError(f"value {value}", field=_dotted(section, name), expected=expected)
 
 
+def check_choices(record: Any, section: str) -> None:
+    """Checks that every `Literal` field of a config record is one of those listed.
+
+    Raises:
+        UserError: the first that is not, as a field of `section`.
+    """
+    for name, hint in typing.get_type_hints(type(record)).items():
+        if typing.get_origin(hint) is typing.Literal and getattr(record, name) not in typing.get_args(hint):
+            given = getattr(record, name)
+            raise UserError(f"value {given!r}", field=_dotted(section, name), expected=_named(hint))
+
+
 def _override(config: ml_collections.ConfigDict, field: str, text: str, file: Path) -> None:
     node, path = config, field.split(".")
     for depth, name in enumerate(path):

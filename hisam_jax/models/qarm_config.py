@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
-from hisam_jax.config import check_least, check_shares
+from hisam_jax.config import check_choices, check_least, check_shares
 from hisam_jax.errors import UserError
 from hisam_jax.models.catalog import Catalog
 
 Codes = Literal["none", "frozen", "vq", "rq", "both"]
-Cross = Literal["attention", "mean"]
 NEIGHBOURS, ALIGNED = "neighbours", "aligned"  # what `hisam tokenize` leaves beside the IDs
 FILES = {"none": (), "frozen": (ALIGNED,), "vq": (NEIGHBOURS,), "rq": (), "both": (NEIGHBOURS,)}
 
@@ -45,7 +44,7 @@ class QarmRankerConfig:
     id_dropout: float = 0.1
     codes: Codes = "both"
     depths: tuple = (1, 2)
-    cross: Cross = "attention"
+    cross: Literal["attention", "mean"] = "attention"
     liked: int = 7
     smoothing: float = 5.0
     block: int = 64
@@ -56,11 +55,7 @@ class QarmRankerConfig:
     def __post_init__(self):
         check_least(self, "model", width=1, mlp=2, attention_units=1, smoothing=0, liked=1, block=1)
         check_shares(self, "model", "dropout", "id_dropout")
-        if self.codes not in FILES:
-            raise UserError(f"value {self.codes!r}", field="model.codes", expected=" or ".join(map(repr, FILES)))
-        if self.cross not in get_args(Cross):
-            expected = " or ".join(map(repr, get_args(Cross)))
-            raise UserError(f"value {self.cross!r}", field="model.cross", expected=expected)
+        check_choices(self, "model")
         if not all(type(depth) is int and depth >= 1 for depth in self.depths):
             raise UserError(f"value {self.depths}", field="model.depths", expected="whole numbers from 1 on")
         if not self.ranking > 0:
@@ -101,11 +96,11 @@ class DINConfig(QarmRankerConfig):
     codes: Literal["none"] = "none"
 
     def __post_init__(self):
-        super().__post_init__()
         if self.codes != "none":
             raise UserError(
                 f"value {self.codes!r}", field="model.codes", expected="'none', or architecture 'qarm' for codes"
             )
+        super().__post_init__()
 
 
 def files(config: QarmRankerConfig) -> tuple[str, ...]:

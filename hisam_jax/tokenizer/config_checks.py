@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 from typing import Any
 
 from hisam_jax.errors import UserError
@@ -28,12 +27,3 @@ def check_positive(record: Any, section: str, *names: str) -> None:
     for name in names:
         if not 0 < getattr(record, name) < math.inf:
             raise UserError(f"value {getattr(record, name)}", field=f"{section}.{name}", expected="more than 0")
-
-
-def check_choices(record: Any, section: str) -> None:
-    """Refuses a value of a `Literal` field that is none of those listed."""
-    for name, hint in typing.get_type_hints(type(record)).items():
-        choices = typing.get_args(hint)
-        if typing.get_origin(hint) is typing.Literal and getattr(record, name) not in choices:
-            expected = " or ".join(map(repr, choices))
-            raise UserError(f"value {getattr(record, name)!r}", field=f"{section}.{name}", expected=expected)

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from hisam_jax.config import check_least, check_shares
+from hisam_jax.config import check_choices, check_least, check_shares
 from hisam_jax.errors import UserError
 from hisam_jax.tokenizer.config_checks import (
-    check_choices,
     check_positive,
     check_sizes,
     refuse_no_sizes,

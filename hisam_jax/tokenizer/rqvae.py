@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hisam_jax.config import check_least, check_shares
+from hisam_jax.config import check_choices, check_least, check_shares
 from hisam_jax.models.layers import Einsum
 from hisam_jax.tokenizer import alignment, base, fitting, joined, mutual_information, quantization
 from hisam_jax.tokenizer.base import FeatureMap, Level, PresentMap, Standardiser
-from hisam_jax.tokenizer.config_checks import check_choices, check_positive, check_sizes
+from hisam_jax.tokenizer.config_checks import check_positive, check_sizes
 from hisam_jax.tokenizer.fitting import Arrays
 from hisam_jax.tokenizer.quantization import Book, Quantized
 
