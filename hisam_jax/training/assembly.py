@@ -30,6 +30,7 @@ from hisam_jax.training.config import TrainingConfig
 
 FOR_COMPILING = ("catalogue", "targets")  # sections that `hisam compile` reads: data and devices that are not here
 ALL_DATA = MeshConfig()
+BEFORE = {"block": "transformer", "cross": "mean"}  # model fields that older runs do not record, with what those had
 SECTIONS = ("seed", "architecture", "model", "data", "training", "evaluation", "mesh")
 
 
@@ -142,10 +143,11 @@ class Assembly:
         model = dataclasses.asdict(configs.model)
         for name in ("attention", "remat"):  # how it is computed: other devices may want it otherwise
             model.pop(name, None)
-        if model.get("block") == "transformer":  # runs from before there was another have no such field
-            del model["block"]
-        if model.get("cross") == "mean" or not getattr(configs.model, "crosses", True):
-            model.pop("cross", None)  # runs from before there was another have no such field
+        for name, before in BEFORE.items():
+            if model.get(name) == before:
+                del model[name]
+        if not getattr(configs.model, "crosses", True):
+            model.pop("cross", None)
         return more | {
             "model": model,
             "split_checksum": self.dataset.manifest["split"]["checksum"],
