@@ -34,9 +34,9 @@ def mine(name: str, folder: Path) -> dict[str, Any]:
     """One prepared dataset's row."""
     dataset, cfg, seconds = Dataset.load(folder), QarmConfig(), {}
 
-    def timed(step: str, function: Callable, *arguments: Any, **named: Any) -> Any:
+    def timed(step: str, function: Callable, *arguments: Any) -> Any:
         started = time.perf_counter()
-        found = function(*arguments, **named)
+        found = function(*arguments)
         seconds[step] = time.perf_counter() - started
         return found
 
