@@ -81,12 +81,10 @@ def _of_dataset(shop: Workshop, scored: Scored) -> dict[str, Any]:
     manifest = read_manifest(local(shop.dataset(dataset), "dataset"))
     rows = {}
     for row in known:
+        rows[row] = dict(_measured(shop, scored, row))
         rival = grid.rival_of(row) if row in grid.rows else grid.reference
-        theirs = known.get(rival) if rival != row else None
-        made_of = dataset, row, scored.seeds(row), rival, scored.seeds(rival)
-        if made_of not in shop.rows:  # thousands of resamples: once for the same runs
-            shop.rows[made_of] = _row(known[row], theirs, rival, frame, Bootstrap(resamples=grid.resamples))
-        rows[row] = dict(shop.rows[made_of])
+        if rival in known and rival != row:
+            rows[row] |= {"against": {"row": rival} | _paired(shop, scored, row, scored, rival)}
         if row in scored.cells:
             folders = [shop.out / cell.folder / "run" for cell in scored.cells[row]]
             rows[row] |= taken(folders, scored.seeds(row))
@@ -130,6 +128,16 @@ def _across(shop: Workshop, scored: Mapping[str, Scored], ours: str, theirs: str
     return {"row": ours, "rival": theirs, **_paired(shop, mine, row, other, rival), "lead": lead}
 
 
+def _measured(shop: Workshop, scored: Scored, row: str) -> dict[str, Any]:
+    """Metrics of a row, of each group too, worked out once for the same runs: they cost thousands of resamples."""
+    key = "row", scored.dataset, row, scored.seeds(row)
+    if key not in shop.rows:
+        bootstrap = Bootstrap(resamples=shop.grid.resamples)
+        tables = {g: statistics.metrics(scored.known[row], scored.frame, bootstrap, g) for g in (None, *GROUPS)}
+        shop.rows[key] = {"metrics": tables.pop(None), "groups": tables}
+    return shop.rows[key]
+
+
 def _paired(shop: Workshop, mine: Scored, row: str, other: Scored, rival: str) -> dict[str, Any]:
     """Differences of two rows, worked out once for the same runs."""
     key = "pair", mine.dataset, row, mine.seeds(row), other.dataset, rival, other.seeds(rival)
@@ -153,18 +161,6 @@ def _rated(frame: Frame) -> dict[str, int]:
 def _finished(shop: Workshop, dataset: str) -> dict[str, list[Cell]]:
     cells = [cell for cell in shop.grid.cells() if cell.dataset == dataset and shop.done(cell)]
     return {row: of for row in shop.grid.rows_of(dataset) if (of := [cell for cell in cells if cell.row == row])}
-
-
-def _row(
-    ours: Sequence[Scores], theirs: Sequence[Scores] | None, rival: str | None, frame: Frame, bootstrap: Bootstrap
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "metrics": statistics.metrics(ours, frame, bootstrap),
-        "groups": {group: statistics.metrics(ours, frame, bootstrap, group) for group in GROUPS},
-    }
-    if theirs is not None:
-        found["against"] = {"row": rival} | _against(ours, theirs, frame, bootstrap)
-    return found
 
 
 def _against(ours: Sequence[Scores], theirs: Sequence[Scores], frame: Frame, bootstrap: Bootstrap) -> dict[str, Any]:

@@ -141,10 +141,10 @@ def _gauc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:
 def _auc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:
     """Pooled AUC, each seed's weighed anew in every resample of the users."""
     user_U, user_E = np.unique(users, return_inverse=True)
-    orders = [[ranking.pair_order(labels, scores) for scores in side] for side in (ours, theirs)]
+    orders = [[ranking.pair_order(labels, scores, user_E) for scores in side] for side in (ours, theirs)]
 
     def statistic(counts_U: np.ndarray) -> float:
-        means = [np.mean([ranking.weighted_auc(o, counts_U[user_E]) for o in side]) if side else 0.0 for side in orders]
+        means = [np.mean([ranking.weighted_auc(o, counts_U) for o in side]) if side else 0.0 for side in orders]
         return float(means[0] - means[1])
 
     result = intervals.resampled(statistic, len(user_U), bootstrap)

@@ -70,11 +70,11 @@ def auc(
 ) -> Interval | None:
     """Interval of pooled AUC over events [E]; with `other` scores, of AUC(scores) - AUC(other), paired."""
     user_U, user_E = np.unique(users, return_inverse=True)
-    orders = [ranking.pair_order(labels, column) for column in ((scores,) if other is None else (scores, other))]
+    columns = (scores,) if other is None else (scores, other)
+    orders = [ranking.pair_order(labels, column, user_E) for column in columns]
 
     def statistic(counts_U: np.ndarray) -> float:
-        weights = counts_U[user_E]
-        areas = [ranking.weighted_auc(order, weights) for order in orders]
+        areas = [ranking.weighted_auc(order, counts_U) for order in orders]
         return areas[0] if other is None else areas[0] - areas[1]
 
     return resampled(statistic, len(user_U), bootstrap)
