@@ -13,6 +13,7 @@ from hisam_jax.data.dataset import Dataset
 from hisam_jax.errors import UserError
 from hisam_jax.evaluation.baselines import BASELINES, score_baselines
 from hisam_jax.evaluation.cold_start import GROUPS, groups
+from hisam_jax.evaluation.oracle import ORACLE, oracle_scores
 from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.evaluation.targets import load_events, ranking_targets, retrieval_targets
 from hisam_jax.files import npz_bytes
@@ -20,6 +21,7 @@ from hisam_jax.inference import scoring
 from hisam_jax.remote import write_results
 
 TARGETS = "targets.npz"
+SIMPLE = (*BASELINES, ORACLE)  # rows of every table that has what they need
 LISTS = ("blend", "hybrid", *scoring.LISTS)
 LOGITS = ("ranking", "request")  # of rated events: after all before each, or as candidates of one request a user
 
@@ -70,15 +72,16 @@ def is_frame(file: Path) -> bool:
     if not file.is_file():
         return False
     with np.load(file) as held:
-        return "baselines" in held and held["baselines"].tolist() == list(BASELINES)
+        return "baselines" in held and held["baselines"].tolist() == list(SIMPLE)
 
 
 def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0) -> None:
     """Writes `targets.npz` and `baselines.npz` of a dataset into a folder: what is scored, and the simple scores."""
-    events = load_events(Dataset.load(dataset))
+    held = Dataset.load(dataset)
+    events = load_events(held)
     targets, rated = retrieval_targets(events, "test"), ranking_targets(events, "test")
     frame = {
-        "baselines": np.array(BASELINES),
+        "baselines": np.array(SIMPLE),
         "user": targets.user_T,
         "item": targets.item_T,
         "rated": rated.user_E,
@@ -91,6 +94,8 @@ def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0
     simple |= {f"{name}/unmasked": ranks.unmasked_T for name, ranks in found.ranks.items()}
     simple |= {f"{name}/ranking": values for name, values in found.scores.items()}
     simple |= {f"{name}/request": values for name, values in found.requests.items()}
+    if (stars_E := oracle_scores(held, rated)) is not None:
+        simple |= {f"{ORACLE}/{kind}": stars_E for kind in (LOGITS if rated.several else LOGITS[:1])}
     write_results(out, {"baselines.npz": npz_bytes(simple), TARGETS: npz_bytes(frame)})
 
 

@@ -66,7 +66,7 @@ class Choices:
         self.item_BN = np.zeros((B, N), np.int32)
         self.place_BN = np.zeros((B, N), np.int32)  # of the item among its leaf's members
         self.leaf_BN = np.zeros((B, N), np.int32)
-        self.rating_BN, self.nll_BN = np.zeros((B, N), np.float32), np.zeros((B, N), np.float32)
+        self.rating_BN, self.stars_BN, self.nll_BN = (np.zeros((B, N), np.float32) for _ in range(3))
         self.favourite_BN = np.zeros((B, N), np.int16)
         self.last_rank_B = np.zeros(B, np.int64)
 
@@ -172,6 +172,7 @@ class Choices:
     def _rate(self, rows, step: int, item_R: np.ndarray, leaf_logit_R: np.ndarray, match_R: np.ndarray) -> np.ndarray:
         """Half stars from 1 to 5: how well leaf and look match the tastes of that day, user, item and noise."""
         stars_R = self._stars(rows, item_R, leaf_logit_R, match_R)
+        self.stars_BN[rows, step] = stars_R
         return np.clip(np.round(2 * (stars_R + NOISE * self.draws.noise_BN[rows, step])) / 2, 1.0, 5.0)
 
     def _stars(self, rows, item_x: np.ndarray, leaf_logit_x: np.ndarray, match_x: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ class UserEvents:
         item: int32 [n], catalogue index.
         timestamp: int64 [n], seconds since 1970, strictly rising.
         rating: float32 [n], half stars from 1 to 5.
+        stars: float32 [n], the rating before its own noise: what the tastes of that day, user and item make of it.
         nll: float32 [n], -log of the probability with which each item was drawn, nats.
         favourite_kind: int16 [n], the kind liked most at that time.
         bias: what this user's ratings gain, stars.
@@ -36,6 +37,7 @@ class UserEvents:
     item: np.ndarray
     timestamp: np.ndarray
     rating: np.ndarray
+    stars: np.ndarray
     nll: np.ndarray
     favourite_kind: np.ndarray
     bias: float
@@ -110,6 +112,6 @@ def _start(config: ShopConfig, block: int) -> tuple[Choices, np.ndarray]:
 
 def _events(state: Choices, b: int, user: int) -> UserEvents:
     n = state.draws.events_B[b]
-    columns = (state.item_BN, state.time_BN, state.rating_BN, state.nll_BN, state.favourite_BN)
+    columns = (state.item_BN, state.time_BN, state.rating_BN, state.stars_BN, state.nll_BN, state.favourite_BN)
     own = (column[b, :n].copy() for column in columns)
     return UserEvents(user, *own, bias=float(state.draws.bias_B[b]), last_rank=int(state.last_rank_B[b]))
