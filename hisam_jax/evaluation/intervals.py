@@ -8,13 +8,15 @@ users give the same resamples, so intervals of two models are on the same footin
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from hisam_jax.evaluation import ranking
 
-BLOCK_COUNTS = 1 << 22  # resampling counts held at once
+BLOCK_COUNTS = 1 << 22  # resampling counts drawn at once
+KEPT_COUNTS = 1 << 25  # of one size, a byte each, that are kept for the next metric
 
 Interval = dict[str, float | list[float]]
 
@@ -28,12 +30,25 @@ class Bootstrap:
 
     def counts(self, users: int) -> Iterator[np.ndarray]:
         """How often each user is drawn, in blocks [R, users] that add up to `resamples` rows."""
-        rng = np.random.default_rng([self.seed, users])
-        block = max(1, min(self.resamples, BLOCK_COUNTS // max(1, users)))
-        for start in range(0, self.resamples, block):
-            rows = min(block, self.resamples - start)
-            drawn = rng.integers(users, size=(rows, users)) + users * np.arange(rows)[:, None]
-            yield np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
+        draws = _kept_draws if self.resamples * users <= KEPT_COUNTS else _drawn_blocks
+        for block in draws(self.resamples, self.seed, users):
+            yield block.astype(np.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_draws(resamples: int, seed: int, users: int) -> list[np.ndarray]:
+    """Draws of one size serve every metric and row of a table: making them costs more than an AUC of each."""
+    return list(_drawn_blocks(resamples, seed, users))
+
+
+def _drawn_blocks(resamples: int, seed: int, users: int) -> Iterator[np.ndarray]:
+    """uint8 [R, users]; 256 draws of one among as many as there are users are beyond any chance."""
+    rng = np.random.default_rng([seed, users])
+    block = max(1, min(resamples, BLOCK_COUNTS // max(1, users)))
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(users, size=(rows, users)) + users * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users).astype(np.uint8)
 
 
 def ratios(
