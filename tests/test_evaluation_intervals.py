@@ -121,3 +121,20 @@ def test_ten_thousand_users_are_quick():
     result = intervals.auc(labels, scores, users, Bootstrap(1000))
     assert time.perf_counter() - start < 20
     assert 0 < np.ptp(result["ci95"]) < 0.02
+
+
+def test_draws_are_kept_for_the_next_metric_and_are_the_same_where_they_are_not(monkeypatch):
+    monkeypatch.setattr(intervals, "_KEPT", {})
+    sizes, bootstrap = range(40, 60), Bootstrap(30, seed=3)
+    first = {users: np.concatenate(list(bootstrap.counts(users))) for users in sizes}
+    assert all((counts.sum(1) == users).all() for users, counts in first.items())
+    with monkeypatch.context() as patched:
+        patched.setattr(np.random, "default_rng", None)  # a table's next row draws nothing
+        assert all(np.array_equal(np.concatenate(list(bootstrap.counts(users))), first[users]) for users in sizes)
+    monkeypatch.setattr(intervals, "KEPT_BYTES", 30 * 100)
+    monkeypatch.setattr(intervals, "_KEPT", {})
+    for users in sizes:
+        assert np.array_equal(np.concatenate(list(bootstrap.counts(users))), first[users])
+        assert sum(block.nbytes for blocks in intervals._KEPT.values() for block in blocks) <= 30 * 100
+    next(bootstrap.counts(101))
+    assert all(users <= 100 for _, _, users in intervals._KEPT)

@@ -1,16 +1,19 @@
 """What the shop knows of its ratings, held against the ratings and against what preparation made of them."""
 
 import copy
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
+from hisam_jax.comparison.predictions import is_frame, load_frame, save_frame
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.prepare import prepare
 from hisam_jax.data.shop import ShopConfig, stream_users
 from hisam_jax.data.shop.choices import NOISE
 from hisam_jax.evaluation import ranking
+from hisam_jax.evaluation.baselines import item_mean
 from hisam_jax.evaluation.oracle import oracle_scores
 from hisam_jax.evaluation.targets import RankingTargets, load_events, ranking_targets
 
@@ -38,30 +41,57 @@ def test_ratings_are_the_stars_their_noise_and_rounding():
     assert noise.std() == pytest.approx(np.sqrt(NOISE**2 + 0.5**2 / 12), rel=0.05)
 
 
-def test_it_ranks_what_was_rated_better_than_any_item_can(shop):
+def test_it_ranks_far_better_than_items_do(shop):
     dataset, rated = shop
-    stars_E = oracle_scores(dataset, rated)
-    assert ranking.auc(rated.label_E, stars_E) > 0.9
-    assert ranking.auc(rated.label_E, np.roll(stars_E, 1)) < 0.8
+    best = ranking.auc(rated.label_E, oracle_scores(dataset, rated))
+    assert best > 0.9 and best - ranking.auc(rated.label_E, item_mean(load_events(dataset))[rated.item_E]) > 0.1
 
 
-def test_each_event_has_the_stars_of_its_own_place(shop):
-    """Of the users by their numbers, one by one."""
-    dataset, rated = shop
-    stars_E, names = oracle_scores(dataset, rated), dataset.users["user_id"].to_list()
-    for event in range(0, len(stars_E), 7):
-        user = next(stream_users(ShopConfig(**OPTIONS), int(names[rated.user_E[event]].removeprefix("u"))))
-        assert stars_E[event] == user.stars[rated.position_E[event]]
-        assert rated.label_E[event] == (user.rating[rated.position_E[event]] > 3)
+def places_hold(dataset: Dataset, rated: RankingTargets) -> np.ndarray:
+    """Stars of each event by its user's number and its item's name, one by one."""
+    users, items, found = dataset.users["user_id"].to_list(), dataset.items["item_id"].to_list(), []
+    for user, item in zip(rated.user_E.tolist(), rated.item_E.tolist(), strict=True):
+        made = next(stream_users(ShopConfig(**OPTIONS), int(users[user].removeprefix("u"))))
+        (place,) = np.flatnonzero(made.item == int(items[item].removeprefix("p")))
+        found.append(made.stars[place])
+    return np.array(found)
 
 
-def test_it_says_nothing_of_other_data_or_of_events_that_moved(shop, tmp_path):
-    dataset, rated = shop
+@pytest.mark.parametrize("settings", [{}, {"min_item": 12}, {"min_user": 12}])
+def test_each_event_has_its_own_stars_whatever_was_left_out(settings, tmp_path):
+    dataset = prepared(tmp_path, **settings)
+    rated = ranking_targets(load_events(dataset), "test")
+    if settings:
+        assert (dataset.num_items, dataset.num_users) < (100, 120)
+    assert np.array_equal(oracle_scores(dataset, rated), places_hold(dataset, rated))
+
+
+def altered(dataset: Dataset, **manifest) -> Dataset:
     other = copy.copy(dataset)
-    other.manifest = dataset.manifest | {"source": "movielens"}
-    assert oracle_scores(other, rated) is None
-    fewer = prepared(tmp_path, min_item=12)
-    assert fewer.num_items < dataset.num_items
-    assert oracle_scores(fewer, ranking_targets(load_events(fewer), "test")) is None
-    nothing = rated.take(np.zeros(0, int))
-    assert oracle_scores(dataset, nothing) is None
+    other.manifest = dataset.manifest | manifest
+    return other
+
+
+def test_it_says_nothing_of_other_data_nor_of_another_version_s(shop):
+    dataset, rated = shop
+    arguments = dataset.manifest["arguments"]
+    assert oracle_scores(altered(dataset, source="movielens"), rated) is None
+    assert oracle_scores(altered(dataset, arguments=arguments | {"seed": arguments["seed"] + 1}), rated) is None
+    assert oracle_scores(altered(dataset, arguments=arguments | {"reader_options": {"gone": 1}}), rated) is None
+    turned = dataclasses.replace(rated, label_E=np.roll(rated.label_E, 1))
+    assert oracle_scores(dataset, turned) is None, "ratings that the shop would not give"
+
+
+def test_it_says_nothing_where_all_are_of_one_class(shop):
+    dataset, rated = shop
+    for rows in (np.zeros(0, int), np.flatnonzero(rated.label_E)):
+        assert oracle_scores(dataset, rated.take(rows)) is None
+
+
+def test_it_stands_in_a_comparison_s_frame(shop, tmp_path):
+    dataset, rated = shop
+    save_frame(dataset.path, tmp_path)
+    _, known = load_frame(tmp_path)
+    for kind in ("ranking", "request"):
+        assert np.array_equal(known["oracle"].logits[kind], oracle_scores(dataset, rated))
+    assert is_frame(tmp_path / "targets.npz") and not known["oracle"].ranks

@@ -46,7 +46,7 @@ class Workshop:
         raw: folder of raw data, what `{data}` stands for.
         given: datasets that are prepared already, by name.
         steps: updates of every run at most, for a trial; 0: as the configs say.
-        rows: metrics of rows by the runs that they were made of.
+        rows: metrics of rows and of pairs, by the runs that they were made of.
     """
 
     grid: Grid

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from hisam_jax.comparison.predictions import SIMPLE
+from hisam_jax.comparison.predictions import OWN_ROWS
 from hisam_jax.comparison.statistics import metric_names
 from hisam_jax.config import is_section
 from hisam_jax.errors import UserError
@@ -108,7 +108,7 @@ def check(grid: Grid) -> None:
     if not _is_whole(grid.resamples) or grid.resamples < FEWEST_RESAMPLES:
         raise _wrong("resamples", grid.resamples, f"a whole number, {FEWEST_RESAMPLES} or more")
     _check_seeds("seeds", grid.seeds)
-    rivals = {*grid.rows, *SIMPLE}
+    rivals = {*grid.rows, *OWN_ROWS}
     for name, row in grid.rows.items():
         _check_row(name, row, grid, rivals)
     _check_known("reference", grid.reference, rivals)
@@ -125,8 +125,8 @@ def check(grid: Grid) -> None:
 
 def _check_row(name: str, row: Row, grid: Grid, rivals: Collection[str]) -> None:
     field = f"rows.{name}"
-    if name in SIMPLE:
-        raise UserError(f"name {name!r}", field="rows", expected="another: every table has that baseline")
+    if name in OWN_ROWS:
+        raise UserError(f"name {name!r}", field="rows", expected="another: that is a row of the tables' own")
     _check_known(f"{field}.tokenizer", row.tokenizer, grid.tokenizers)
     for dataset in row.datasets:
         _check_known(f"{field}.datasets", dataset, grid.datasets)

@@ -21,7 +21,7 @@ from hisam_jax.inference import scoring
 from hisam_jax.remote import write_results
 
 TARGETS = "targets.npz"
-SIMPLE = (*BASELINES, ORACLE)  # rows of every table that has what they need
+OWN_ROWS = (*BASELINES, ORACLE)  # of every table that has what they need
 LISTS = ("blend", "hybrid", *scoring.LISTS)
 LOGITS = ("ranking", "request")  # of rated events: after all before each, or as candidates of one request a user
 
@@ -68,20 +68,20 @@ class Scores:
 
 
 def is_frame(file: Path) -> bool:
-    """Whether `targets.npz` is there, and was written with the baselines that there are today."""
+    """Whether `targets.npz` is there, and was written with the baselines, and the oracle, that there are today."""
     if not file.is_file():
         return False
     with np.load(file) as held:
-        return "baselines" in held and held["baselines"].tolist() == list(SIMPLE)
+        return "baselines" in held and held["baselines"].tolist() == list(OWN_ROWS)
 
 
 def save_frame(dataset: str | os.PathLike, out: str | os.PathLike, seed: int = 0) -> None:
-    """Writes `targets.npz` and `baselines.npz` of a dataset into a folder: what is scored, and the simple scores."""
+    """Writes `targets.npz` and `baselines.npz` of a dataset: what is scored, the simple scores, a shop's oracle."""
     held = Dataset.load(dataset)
     events = load_events(held)
     targets, rated = retrieval_targets(events, "test"), ranking_targets(events, "test")
     frame = {
-        "baselines": np.array(SIMPLE),
+        "baselines": np.array(OWN_ROWS),
         "user": targets.user_T,
         "item": targets.item_T,
         "rated": rated.user_E,

@@ -22,6 +22,7 @@ from hisam_jax.errors import UserError
 from hisam_jax.evaluation import ranking
 from hisam_jax.evaluation.cold_start import GROUPS
 from hisam_jax.evaluation.intervals import Bootstrap
+from hisam_jax.evaluation.oracle import ORACLE
 from hisam_jax.files import atomic_write
 from hisam_jax.remote import local
 
@@ -89,6 +90,8 @@ def _of_dataset(shop: Workshop, scored: Scored) -> dict[str, Any]:
             folders = [shop.out / cell.folder / "run" for cell in scored.cells[row]]
             rows[row] |= taken(folders, scored.seeds(row))
             rows[row] |= {"group": grid.rows[row].group, "note": grid.rows[row].note}
+        if row == ORACLE:
+            rows[row] |= {"group": "what the shop knows"}
     pairs = [
         {"row": row, "rival": rival, **_paired(shop, scored, row, scored, rival)}
         for row, rival in grid.pairs

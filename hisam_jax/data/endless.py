@@ -99,6 +99,11 @@ def shop_of(dataset: Dataset) -> ShopConfig:
     return build(ShopConfig, {"seed": arguments["seed"], **options}, "shop")
 
 
+def user_numbers(dataset: Dataset, user_U: np.ndarray) -> np.ndarray:
+    """The shop's numbers of users of a dataset that was prepared from it."""
+    return dataset.users["user_id"].gather(user_U).str.strip_prefix("u").cast(int).to_numpy()
+
+
 def _index_in(dataset: Dataset, config: ShopConfig) -> np.ndarray:
     """The dataset's item of each one of the shop's, -1 where it was dropped."""
     made = item_table(config)

@@ -8,7 +8,6 @@ users give the same resamples, so intervals of two models are on the same footin
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -16,7 +15,8 @@ import numpy as np
 from hisam_jax.evaluation import ranking
 
 BLOCK_COUNTS = 1 << 22  # resampling counts drawn at once
-KEPT_COUNTS = 1 << 25  # of one size, a byte each, that are kept for the next metric
+KEPT_BYTES = 1 << 29  # of draws that the next metric finds again: a table has some 20 groups, each of a size of its own
+_KEPT: dict[tuple[int, int, int], list[np.ndarray]] = {}
 
 Interval = dict[str, float | list[float]]
 
@@ -30,15 +30,19 @@ class Bootstrap:
 
     def counts(self, users: int) -> Iterator[np.ndarray]:
         """How often each user is drawn, in blocks [R, users] that add up to `resamples` rows."""
-        draws = _kept_draws if self.resamples * users <= KEPT_COUNTS else _drawn_blocks
+        draws = _kept_draws if self.resamples * users <= KEPT_BYTES else _drawn_blocks
         for block in draws(self.resamples, self.seed, users):
             yield block.astype(np.float64)
 
 
-@functools.lru_cache(maxsize=8)
 def _kept_draws(resamples: int, seed: int, users: int) -> list[np.ndarray]:
     """Draws of one size serve every metric and row of a table: making them costs more than an AUC of each."""
-    return list(_drawn_blocks(resamples, seed, users))
+    key = resamples, seed, users
+    if key not in _KEPT:
+        _KEPT[key] = list(_drawn_blocks(resamples, seed, users))
+        while sum(block.nbytes for blocks in _KEPT.values() for block in blocks) > KEPT_BYTES:
+            del _KEPT[next(iter(_KEPT))]
+    return _KEPT[key]
 
 
 def _drawn_blocks(resamples: int, seed: int, users: int) -> Iterator[np.ndarray]:

@@ -58,8 +58,8 @@ def weighted_auc(order: PairOrder, weights_U: np.ndarray) -> float:
     if not pairs > 0:
         return float("nan")
     # einsum, as `@` starts the threads of BLAS, which cost more than they save at these sizes
-    halves = (np.einsum("p,p->", weights_P, won[places_P]) for places_P in (order.below_P, order.up_to_P))
-    return float(sum(halves) / (2 * pairs))
+    twice = (np.einsum("p,p->", weights_P, won[places_P]) for places_P in (order.below_P, order.up_to_P))
+    return float(sum(twice) / (2 * pairs))
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:

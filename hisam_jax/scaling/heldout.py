@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hisam_jax.data.endless import shop_of
+from hisam_jax.data.endless import shop_of, user_numbers
 from hisam_jax.data.marks import LIKED_ABOVE
 from hisam_jax.data.records import VALIDATION
 from hisam_jax.data.shop import oracle_nats
@@ -117,8 +117,8 @@ def oracle_loss(assembly: Assembly, events: HeldOut) -> float | None:
     if assembly.dataset.manifest.get("source") != "shop":
         return None
     dataset, user_U = assembly.dataset, np.unique(events.user_E)
-    numbers = dataset.users["user_id"].gather(user_U).str.strip_prefix("u").cast(int).to_numpy()
-    nats = dict(zip(user_U.tolist(), oracle_nats(shop_of(dataset), numbers, LIKED_ABOVE), strict=True))
+    found = oracle_nats(shop_of(dataset), user_numbers(dataset, user_U), LIKED_ABOVE)
+    nats = dict(zip(user_U.tolist(), found, strict=True))
     lengths = dataset.users["events"].to_numpy()
     if any(len(nats[user]) < lengths[user] for user in nats):
         return None
