@@ -56,7 +56,8 @@ def get_config() -> ml_collections.ConfigDict:
             "seeds": (0, 1, 2),
             "reference": "hmat",
             "pairs": (
-                ("hmat", "din"), ("hmat", "qarm-both"), ("hmat", "qarm-vq"), ("hmat", "flat"), ("hmat", "hmat-ids"),
+                ("hmat", "din"), ("hmat", "qarm-both"), ("hmat", "qarm-vq"), ("hmat", "qarm-frozen"),
+                ("hmat", "flat"), ("hmat", "hmat-ids"), ("hmat-ids", "din"),
                 ("qarm-rq", "qarm-frozen"), ("qarm-vq", "qarm-frozen"),
                 ("qarm-both", "qarm-rq"), ("qarm-both", "qarm-vq"),
                 ("qarm-rq-balanced", "qarm-rq"), ("qarm-rq-balanced", "qarm-frozen"),
