@@ -121,36 +121,16 @@ def _ranking(
     labels, users = frame.label_E[of_E], frame.rated_E[of_E]
     if not len(labels) or labels.all() or not labels.any():
         return {}
-    found = {f"{name}/{metric}": of(labels, users, ours, theirs, bootstrap) for metric, of in _KINDS.items()}
-    return {metric: value for metric, value in found.items() if value}
+    found: Table = {}
+    for metric, (interval, value) in _KINDS.items():
+        result = interval(labels, ours, users, bootstrap, theirs)
+        if result and len(ours) > 1 and not theirs:
+            result["seeds"] = [value(labels, scores, users) for scores in ours]
+        found |= {f"{name}/{metric}": result} if result else {}
+    return found
 
 
-def _gauc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:
-    """Impression-weighted AUC within users."""
-    by_seed = [ranking.auc_by_user(labels, scores, users) for scores in ours]
-    weight_V = by_seed[0].impressions_V
-    area_V = np.mean([found.auc_V for found in by_seed], axis=0)
-    if len(theirs):
-        area_V = area_V - np.mean([ranking.auc_by_user(labels, scores, users).auc_V for scores in theirs], axis=0)
-    result = intervals.ratios({"gauc": area_V * weight_V}, weight_V, bootstrap)["gauc"]
-    if result and len(ours) > 1 and not len(theirs):
-        result["seeds"] = [float(np.average(found.auc_V, weights=weight_V)) for found in by_seed]
-    return result
-
-
-def _auc(labels, users, ours, theirs, bootstrap: Bootstrap) -> Interval | None:
-    """Pooled AUC, each seed's weighed anew in every resample of the users."""
-    user_U, user_E = np.unique(users, return_inverse=True)
-    orders = [[ranking.pair_order(labels, scores, user_E) for scores in side] for side in (ours, theirs)]
-
-    def statistic(counts_U: np.ndarray) -> float:
-        means = [np.mean([ranking.weighted_auc(o, counts_U) for o in side]) if side else 0.0 for side in orders]
-        return float(means[0] - means[1])
-
-    result = intervals.resampled(statistic, len(user_U), bootstrap)
-    if result and len(ours) > 1 and not len(theirs):
-        result["seeds"] = [ranking.auc(labels, scores) for scores in ours]
-    return result
-
-
-_KINDS: dict[str, Callable] = {"gauc": _gauc, "auc": _auc}
+_KINDS: dict[str, tuple[Callable, Callable]] = {
+    "gauc": (intervals.mean_gauc, ranking.gauc),
+    "auc": (intervals.mean_auc, lambda labels, scores, users: ranking.auc(labels, scores)),
+}

@@ -8,7 +8,7 @@ users give the same resamples, so intervals of two models are on the same footin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -88,13 +88,26 @@ def auc(
     labels: np.ndarray, scores: np.ndarray, users: np.ndarray, bootstrap: Bootstrap, other: np.ndarray | None = None
 ) -> Interval | None:
     """Interval of pooled AUC over events [E]; with `other` scores, of AUC(scores) - AUC(other), paired."""
+    return mean_auc(labels, (scores,), users, bootstrap, () if other is None else (other,))
+
+
+def mean_auc(
+    labels: np.ndarray,
+    ours: Sequence[np.ndarray],
+    users: np.ndarray,
+    bootstrap: Bootstrap,
+    theirs: Sequence[np.ndarray] = (),
+) -> Interval | None:
+    """Interval of the mean AUC of several runs' scores of events [E], less that of `theirs`, if any, paired.
+
+    Each run is weighed anew in every resample of the users.
+    """
     user_U, user_E = np.unique(users, return_inverse=True)
-    columns = (scores,) if other is None else (scores, other)
-    orders = [ranking.pair_order(labels, column, user_E) for column in columns]
+    orders = [[ranking.pair_order(labels, scores, user_E) for scores in side] for side in (ours, theirs)]
 
     def statistic(counts_U: np.ndarray) -> float:
-        areas = [ranking.weighted_auc(order, counts_U) for order in orders]
-        return areas[0] if other is None else areas[0] - areas[1]
+        means = [np.mean([ranking.weighted_auc(o, counts_U) for o in side]) if side else 0.0 for side in orders]
+        return float(means[0] - means[1])
 
     return resampled(statistic, len(user_U), bootstrap)
 
@@ -103,9 +116,21 @@ def gauc(
     labels: np.ndarray, scores: np.ndarray, users: np.ndarray, bootstrap: Bootstrap, other: np.ndarray | None = None
 ) -> Interval | None:
     """Interval of GAUC over events [E]; with `other` scores, of the paired difference."""
-    ours = ranking.auc_by_user(labels, scores, users)
-    area_V = ours.auc_V if other is None else ours.auc_V - ranking.auc_by_user(labels, other, users).auc_V
-    return ratios({"gauc": area_V * ours.impressions_V}, ours.impressions_V, bootstrap)["gauc"]
+    return mean_gauc(labels, (scores,), users, bootstrap, () if other is None else (other,))
+
+
+def mean_gauc(
+    labels: np.ndarray,
+    ours: Sequence[np.ndarray],
+    users: np.ndarray,
+    bootstrap: Bootstrap,
+    theirs: Sequence[np.ndarray] = (),
+) -> Interval | None:
+    """Interval of the mean GAUC of several runs' scores of events [E], less that of `theirs`, if any, paired."""
+    sides = [[ranking.auc_by_user(labels, scores, users) for scores in side] for side in (ours, theirs)]
+    areas = [np.mean([found.auc_V for found in side], axis=0) for side in sides if side]
+    weight_V = sides[0][0].impressions_V
+    return ratios({"gauc": (areas[0] - areas[1] if theirs else areas[0]) * weight_V}, weight_V, bootstrap)["gauc"]
 
 
 def log_loss(

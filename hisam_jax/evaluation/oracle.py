@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 
 from hisam_jax.data.dataset import Dataset
 from hisam_jax.data.endless import shop_of, user_numbers
@@ -29,25 +30,22 @@ def oracle_scores(dataset: Dataset, rated: RankingTargets) -> np.ndarray | None:
         config = shop_of(dataset)
     except (UserError, KeyError):  # of a version with other options: there is no oracle, but all else
         return None
-    made_E = dataset.items["item_id"].gather(rated.item_E)
-    shop_of_name = {name: item for item, name in enumerate(item_ids(config.items))}
-    wanted_E = np.array([shop_of_name.get(name, -1) for name in made_E.to_list()])
-    key_A, stars_A, liked_A = _told(config, np.unique(user_numbers(dataset, rated.user_E)))
-    key_E = user_numbers(dataset, rated.user_E) * config.items + wanted_E
-    place_E = np.minimum(np.searchsorted(key_A, key_E), len(key_A) - 1)
-    same = np.array_equal(key_A[place_E], key_E) and np.array_equal(liked_A[place_E], rated.label_E)
-    return stars_A[place_E] if same and (wanted_E >= 0).all() else None
+    number_E = user_numbers(dataset, rated.user_E)
+    asked = pl.DataFrame({"user": number_E, "item": dataset.items["item_id"].gather(rated.item_E)})
+    told = _told(config, np.unique(number_E))
+    found = asked.join(told, on=("user", "item"), how="left", maintain_order="left")  # no user has an item twice
+    if found["stars"].null_count() or not np.array_equal(found["liked"].to_numpy(), rated.label_E):
+        return None
+    return found["stars"].to_numpy().astype(np.float64)
 
 
-def _told(config: ShopConfig, number_U: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All events of these users as `number * items + item`, ascending, with their stars and whether they were liked.
-
-    No user has an item twice, so that these are keys.
-    """
-    size, wanted = block_size(make_catalogue(config)), set(number_U.tolist())
+def _told(config: ShopConfig, number_U: np.ndarray) -> pl.DataFrame:
+    """All events of these users: `user`, the shop's number, `item`, its key, `stars` and whether it was `liked`."""
+    size, wanted, names = block_size(make_catalogue(config)), set(number_U.tolist()), pl.Series(item_ids(config.items))
     blocks = (simulate_block(config, block) for block in np.unique(number_U // size).tolist())
     users = [user for block in blocks for user in block if user.user in wanted]
-    key_A = np.concatenate([user.user * config.items + user.item.astype(np.int64) for user in users])
-    stars_A, rating_A = (np.concatenate([getattr(user, name) for user in users]) for name in ("stars", "rating"))
-    order = np.argsort(key_A)
-    return key_A[order], stars_A[order].astype(np.float64), rating_A[order] > LIKED_ABOVE
+    item_A, stars_A, rating_A = (np.concatenate([getattr(u, n) for u in users]) for n in ("item", "stars", "rating"))
+    user_A = np.repeat([user.user for user in users], [len(user.item) for user in users])
+    return pl.DataFrame(
+        {"user": user_A, "item": names.gather(item_A), "stars": stars_A, "liked": rating_A > LIKED_ABOVE}
+    )
