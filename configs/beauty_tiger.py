@@ -49,8 +49,9 @@ def get_config() -> ml_collections.ConfigDict:
             log_every=50,
             save_every=500,
             evaluate_every=500,
-            max_minutes=30.0,
             monitor="validation/generation/ndcg@10",
         ),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(
+            beams=50,
+        ),
     )

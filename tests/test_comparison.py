@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import pytest
 from fixtures import tiny_dataset
+from sklearn.metrics import roc_auc_score
 
 from hisam_jax.cells.processes import Failed, keep, note_failure
 from hisam_jax.claims import claim
@@ -141,6 +142,36 @@ def test_a_planted_gain_is_significant_where_unpaired_intervals_overlap():
     assert one["ci95"][0] < other["ci95"][1]
     assert statistics.significant(found["retrieval/recall@10"])
     assert tables.difference(found["retrieval/recall@10"]).endswith("*")
+
+
+def test_a_run_is_resampled_once_for_all_its_pairs_which_stay_those_of_plain_arithmetic(monkeypatch):
+    rng = np.random.default_rng(5)
+    frame = frame_of(40, rng)
+    ours, theirs = ([scores_of(frame, rng) for _ in range(2)] for _ in range(2))
+    bootstrap, weighed = Bootstrap(50), []
+    weigh = ranking.weighted_auc
+    monkeypatch.setattr(ranking, "weighted_auc", lambda order, counts: weighed.append(1) or weigh(order, counts))
+    statistics.metrics(ours, frame, bootstrap)
+    once = len(weighed)
+    assert once == 2 * len(LOGITS) * (1 + 50)
+    found = statistics.differences(ours, theirs, frame, bootstrap)["ranking/auc"]
+    assert len(weighed) == 2 * once
+    statistics.differences(theirs, ours, frame, bootstrap)
+    statistics.metrics(theirs, frame, bootstrap)
+    assert len(weighed) == 2 * once
+    statistics.metrics(theirs, frame, bootstrap, "cold_user")  # other events are another matter
+    statistics.metrics(theirs, frame, Bootstrap(50, seed=1))
+    assert len(weighed) > 3 * once
+
+    user_E = np.unique(frame.rated_E, return_inverse=True)[1]
+    slow = []
+    for counts in np.concatenate(list(bootstrap.counts(user_E.max() + 1))):
+        drawn = [
+            np.mean([roc_auc_score(frame.label_E, one.logits["ranking"], sample_weight=counts[user_E]) for one in side])
+            for side in (ours, theirs)
+        ]
+        slow.append(drawn[0] - drawn[1])
+    np.testing.assert_allclose(found["ci95"], np.quantile(slow, (0.025, 0.975)), rtol=1e-9, atol=1e-12)
 
 
 def published(**change) -> dict:

@@ -47,6 +47,7 @@ class Workshop:
         given: datasets that are prepared already, by name.
         steps: updates of every run at most, for a trial; 0: as the configs say.
         rows: metrics of rows and of pairs, by the runs that they were made of.
+        read: frames by dataset and scores by cell, as read once: what is drawn of a run is kept as long as they are.
     """
 
     grid: Grid
@@ -56,6 +57,7 @@ class Workshop:
     given: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     steps: int = 0
     rows: dict[tuple, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    read: dict[str | Cell, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def inputs(self) -> Inputs:

@@ -26,9 +26,9 @@ LISTS = ("blend", "hybrid", *scoring.LISTS)
 LOGITS = ("ranking", "request")  # of rated events: after all before each, or as candidates of one request a user
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """What is scored on a dataset, the same for every row.
+    """What is scored on a dataset, the same for every row; itself alone is equal to it, see `same`.
 
     Attributes:
         user_T, item_T: the retrieval targets.
@@ -59,9 +59,12 @@ class Frame:
                 raise UserError("scores of other targets", path=path, field=name, hint="remove the cell's folder")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What one run gave: list -> ranks of the targets; each of `LOGITS` that it has -> those of the rated events."""
+    """What one run gave: list -> ranks of the targets; each of `LOGITS` that it has -> those of the rated events.
+
+    Told apart by identity, which is what resamples of a run are kept by.
+    """
 
     ranks: Mapping[str, Ranks]
     logits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,9 +72,15 @@ def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None
 
 
 def _scored(shop: Workshop, dataset: str) -> Scored:
-    frame, simple = load_frame(shop.frame(dataset))
+    folder, read = shop.frame(dataset), shop.read
+    if dataset not in read:
+        read[dataset] = load_frame(folder)
+    frame, simple = read[dataset]
     cells = _finished(shop, dataset)
-    scores = {row: [load_scores(shop.out / cell.folder / "run", frame) for cell in of] for row, of in cells.items()}
+    for cell in itertools.chain(*cells.values()):
+        if cell not in read:
+            read[cell] = load_scores(shop.out / cell.folder / "run", frame)
+    scores = {row: [read[cell] for cell in of] for row, of in cells.items()}
     return Scored(dataset, frame, cells, {name: [one] for name, one in simple.items()} | scores)
 
 

@@ -6,23 +6,25 @@ row's mean; how far another seed moves it is said beside, as the spread of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 
 from hisam_jax.comparison.predictions import LISTS, LOGITS, Frame, Scores
 from hisam_jax.evaluation import intervals, ranking, summary
-from hisam_jax.evaluation.intervals import Bootstrap, Interval
+from hisam_jax.evaluation.intervals import Bootstrap, Drawn, Interval
 from hisam_jax.evaluation.retrieval import Ranks
 from hisam_jax.evaluation.targets import first_of_user
 
 Table = dict[str, Interval]
+RANKING = ("gauc", "auc")  # the leading one first
 
 
 def metric_names() -> dict[str, list[str]]:
     """List or way of scoring -> its metrics: `{"retrieval": ["recall@5", ...], ..., "ranking": ["gauc", "auc"]}`."""
     of_lists = list(summary.retrieval_values(Ranks(np.ones(1, int), np.ones(1, int))))
-    return {name: of_lists for name in LISTS} | {name: list(_KINDS) for name in LOGITS}
+    return {name: of_lists for name in LISTS} | {name: list(RANKING) for name in LOGITS}
 
 
 def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: str | None = None) -> Table:
@@ -44,8 +46,7 @@ def metrics(seeds: Sequence[Scores], frame: Frame, bootstrap: Bootstrap, group: 
             if means[metric]:
                 found[f"{name}/{metric}"]["seeds"] = [float(values[metric].mean()) for values in by_seed]
     for name in logits_of(seeds):
-        of_E = _events(frame, group, name)
-        found |= _ranking(name, [scores.logits[name][of_E] for scores in seeds], frame, of_E, bootstrap)
+        found |= _ranking(name, frame, bootstrap, group, seeds)
     return found
 
 
@@ -68,9 +69,7 @@ def differences(
         said = {} if other == name else {"list": other}
         found |= {f"{name}/{metric}": {**value, **said} for metric, value in table.items() if value}
     for name in logits_of([*ours, *theirs]):
-        of_E = _events(frame, group, name)
-        sides = [[scores.logits[name][of_E] for scores in side] for side in (ours, theirs)]
-        found |= _ranking(name, sides[0], frame, of_E, bootstrap, sides[1])
+        found |= _ranking(name, frame, bootstrap, group, ours, theirs)
     return found
 
 
@@ -112,25 +111,39 @@ def _mean(by_seed: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _ranking(
     name: str,
-    ours: Sequence[np.ndarray],
     frame: Frame,
-    of_E: np.ndarray,
     bootstrap: Bootstrap,
-    theirs: Sequence[np.ndarray] = (),
+    group: str | None,
+    ours: Sequence[Scores],
+    theirs: Sequence[Scores] = (),
 ) -> Table:
+    of_E = _events(frame, group, name)
     labels, users = frame.label_E[of_E], frame.rated_E[of_E]
     if not len(labels) or labels.all() or not labels.any():
         return {}
-    found: Table = {}
-    for metric, (interval, value) in _KINDS.items():
-        result = interval(labels, ours, users, bootstrap, theirs)
-        if result and len(ours) > 1 and not theirs:
-            result["seeds"] = [value(labels, scores, users) for scores in ours]
-        found |= {f"{name}/{metric}": result} if result else {}
-    return found
+    logits = [[scores.logits[name][of_E] for scores in side] for side in (ours, theirs)]
+    areas = [[_drawn_auc(scores, name, frame, group, bootstrap) for scores in side] for side in (ours, theirs)]
+    results = {
+        "gauc": intervals.mean_gauc(labels, logits[0], users, bootstrap, logits[1]),
+        "auc": intervals.of_means(*areas),
+    }
+    if results["gauc"] and len(ours) > 1 and not theirs:
+        results["gauc"]["seeds"] = [ranking.gauc(labels, scores, users) for scores in logits[0]]
+    if results["auc"] and len(ours) > 1 and not theirs:
+        results["auc"]["seeds"] = [one.value for one in areas[0]]
+    return {f"{name}/{metric}": result for metric, result in results.items() if result}
 
 
-_KINDS: dict[str, tuple[Callable, Callable]] = {
-    "gauc": (intervals.mean_gauc, ranking.gauc),
-    "auc": (intervals.mean_auc, lambda labels, scores, users: ranking.auc(labels, scores)),
-}
+def _drawn_auc(scores: Scores, name: str, frame: Frame, group: str | None, bootstrap: Bootstrap) -> Drawn:
+    """A run's AUC in every resample, drawn once for all its pairs: it costs thousands of passes over the events."""
+    kept = _DRAWN.setdefault(scores, {})
+    key = name, frame, group, bootstrap
+    if key not in kept:
+        of_E = _events(frame, group, name)
+        kept[key] = intervals.drawn_auc(
+            frame.label_E[of_E], scores.logits[name][of_E], frame.rated_E[of_E], bootstrap
+        )  # fmt: skip
+    return kept[key]
+
+
+_DRAWN: weakref.WeakKeyDictionary[Scores, dict[tuple, Drawn]] = weakref.WeakKeyDictionary()

@@ -8,6 +8,7 @@ users give the same resamples, so intervals of two models are on the same footin
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -33,6 +34,14 @@ class Bootstrap:
         draws = _kept_draws if self.resamples * users <= KEPT_BYTES else _drawn_blocks
         for block in draws(self.resamples, self.seed, users):
             yield block.astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A statistic of all users, and of each resample of them [R]: kept, it serves every pair that a run is in."""
+
+    value: float
+    samples_R: np.ndarray
 
 
 def _kept_draws(resamples: int, seed: int, users: int) -> list[np.ndarray]:
@@ -88,28 +97,15 @@ def auc(
     labels: np.ndarray, scores: np.ndarray, users: np.ndarray, bootstrap: Bootstrap, other: np.ndarray | None = None
 ) -> Interval | None:
     """Interval of pooled AUC over events [E]; with `other` scores, of AUC(scores) - AUC(other), paired."""
-    return mean_auc(labels, (scores,), users, bootstrap, () if other is None else (other,))
+    sides = [[drawn_auc(labels, side, users, bootstrap)] for side in (scores, other) if side is not None]
+    return of_means(*sides)
 
 
-def mean_auc(
-    labels: np.ndarray,
-    ours: Sequence[np.ndarray],
-    users: np.ndarray,
-    bootstrap: Bootstrap,
-    theirs: Sequence[np.ndarray] = (),
-) -> Interval | None:
-    """Interval of the mean AUC of several runs' scores of events [E], less that of `theirs`, if any, paired.
-
-    Each run is weighed anew in every resample of the users.
-    """
+def drawn_auc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, bootstrap: Bootstrap) -> Drawn:
+    """Pooled AUC of events [E], each user weighed as often as drawn."""
     user_U, user_E = np.unique(users, return_inverse=True)
-    orders = [[ranking.pair_order(labels, scores, user_E) for scores in side] for side in (ours, theirs)]
-
-    def statistic(counts_U: np.ndarray) -> float:
-        means = [np.mean([ranking.weighted_auc(o, counts_U) for o in side]) if side else 0.0 for side in orders]
-        return float(means[0] - means[1])
-
-    return resampled(statistic, len(user_U), bootstrap)
+    order = ranking.pair_order(labels, scores, user_E)
+    return drawn(functools.partial(ranking.weighted_auc, order), len(user_U), bootstrap)
 
 
 def gauc(
@@ -142,12 +138,24 @@ def log_loss(
     return means({"log_loss": losses}, users, bootstrap)["log_loss"]
 
 
-def resampled(statistic: Callable[[np.ndarray], float], users: int, bootstrap: Bootstrap) -> Interval | None:
-    """Interval of a statistic of how often each user is drawn [U]; nan where it is undefined."""
+def drawn(statistic: Callable[[np.ndarray], float], users: int, bootstrap: Bootstrap) -> Drawn:
+    """A statistic of how often each user is drawn [U]; without any sample where that of all users is undefined."""
     value = statistic(np.ones(users)) if users else np.nan
     if np.isnan(value):
-        return None
-    return _interval(value, np.array([statistic(row) for counts in bootstrap.counts(users) for row in counts]))
+        return Drawn(np.nan, np.empty(0))
+    return Drawn(value, np.array([statistic(row) for counts in bootstrap.counts(users) for row in counts]))
+
+
+def of_means(ours: Sequence[Drawn], theirs: Sequence[Drawn] = ()) -> Interval | None:
+    """Interval of the mean over several runs of the same users, less that of `theirs`, if any, paired."""
+    (value, samples_R), *other = [
+        (np.mean([one.value for one in side]), np.mean([one.samples_R for one in side], axis=0))
+        for side in (ours, theirs)
+        if side
+    ]
+    for their_value, theirs_R in other:
+        value, samples_R = value - their_value, samples_R - theirs_R
+    return None if np.isnan(value) else _interval(value, samples_R)
 
 
 def _interval(value: float, samples_R: np.ndarray) -> Interval:
