@@ -495,6 +495,30 @@ def test_a_tokenizer_that_could_not_be_fitted_may_be_mended(tmp_path, monkeypatc
         inputs.ids("tiny", "rk", mended, "remove it")
 
 
+@pytest.mark.parametrize("seeded", [False, True])
+def test_a_seeded_tokenizer_is_fitted_for_every_seed_and_the_others_once(seeded, tmp_path, monkeypatch):
+    made = []
+
+    def fits(command, *_) -> None:
+        made.append(command)
+        Path(command[command.index("--out") + 1]).mkdir()
+
+    monkeypatch.setattr("hisam_jax.comparison.inputs.execute", fits)
+    entry = {"config": RK, "overrides": SMALL | ({"seed": 1} if seeded else {}), "seeded": seeded}
+    grid = Grid.of(grid_config({"hmat": row(), "flat": row(anchors=False)}, tokenizers={"rk": entry}, seeds=(0, 1, 2)))
+    shop = Workshop(grid, tmp_path / "out", tmp_path / "grid.py", given={"tiny": tmp_path / "tiny"})
+    shop.check(list(grid.cells()))
+    found = {cell: shop.ids(cell) for cell in grid.cells()}
+    assert all(found[cell] == found[dataclasses.replace(cell, row="flat")] for cell in found)
+    names = {cell.seed: folder.name for cell, folder in found.items()}
+    fitted = {cell.seed: shop.settings(cell)["tokenizer"]["seed"] for cell in found}
+    if seeded:
+        assert names == {0: "rk.seed-0", 1: "rk", 2: "rk.seed-2"}  # what the config itself asks for keeps its name
+        assert fitted == {0: 0, 1: 1, 2: 2} and len(made) == 3
+    else:
+        assert set(names.values()) == {"rk"} and set(fitted.values()) == {0} and len(made) == 1
+
+
 def test_a_run_that_its_time_limit_ended_is_told_from_those_that_ended_otherwise():
     training = {"steps": 100, "max_minutes": 20.0}
     assert cut_from(60, training, {"stopped": None}) == 100

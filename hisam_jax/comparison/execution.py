@@ -23,7 +23,7 @@ from hisam_jax.cells.processes import (
     resolved,
 )
 from hisam_jax.claims import claim
-from hisam_jax.comparison.grid import Cell, Grid, beside, flat
+from hisam_jax.comparison.grid import Cell, Grid, Tokenizer, beside, flat
 from hisam_jax.comparison.inputs import Inputs
 from hisam_jax.comparison.predictions import TARGETS, is_frame
 from hisam_jax.config import need
@@ -92,15 +92,18 @@ class Workshop:
         self.inputs.once(folder / TARGETS, command, begin, is_frame)
         return folder
 
-    def ids(self, dataset: str, tokenizer: str) -> Path:
-        """Semantic IDs of a dataset; made where they are not there."""
-        hint = _hint(f"{tokenizer}.json")
-        return self.inputs.ids(dataset, tokenizer, self.grid.tokenizers[tokenizer], hint)
+    def ids(self, cell: Cell) -> Path:
+        """Semantic IDs that a cell reads; made where they are not there."""
+        name = self.grid.rows[cell.row].tokenizer
+        entry, tokenizer = self.grid.tokenizers[name], self._tokenizer(cell)
+        own = self._resolved(tokenizer) == self._resolved(entry)
+        folder = name if own else f"{name}.seed-{cell.seed}"
+        return self.inputs.ids(cell.dataset, folder, tokenizer, _hint(f"{folder}.json"))
 
     def train(self, cell: Cell) -> list[str]:
         """The command that trains a cell."""
         config, overrides = self._config(cell)
-        dataset, ids = self.dataset(cell.dataset), self.ids(cell.dataset, self.grid.rows[cell.row].tokenizer)
+        dataset, ids = self.dataset(cell.dataset), self.ids(cell)
         arguments = ["train", "--dataset", dataset, "--ids", ids, "--config", config]
         return hisam([*arguments, "--workdir", self.out / cell.folder / "run"], overrides)
 
@@ -142,7 +145,7 @@ class Workshop:
             row = self.grid.rows[name]
             self._check_part(f"rows.{name}", row.config_of(dataset), row.overrides, _check_run)
         for name in dict.fromkeys(self.grid.rows[cell.row].tokenizer for cell in cells):
-            entry = self.grid.tokenizers[name]
+            entry = self.grid.tokenizers[name].of(seed=0)
             self._check_part(f"tokenizers.{name}", entry.config, entry.overrides, settings_of)
         for cell in cells:
             folder = self.out / cell.folder
@@ -166,10 +169,13 @@ class Workshop:
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that decides what a cell finds on its dataset, as JSON: its config and its tokenizer's."""
-        entry = self.grid.tokenizers[self.grid.rows[cell.row].tokenizer]
-        config, overrides = self._config(cell)
-        parts = {"run": (config, overrides), "tokenizer": (beside(entry.config, self.config), flat(entry.overrides))}
-        return {name: resolved(*part) for name, part in parts.items()}
+        return {"run": resolved(*self._config(cell)), "tokenizer": self._resolved(self._tokenizer(cell))}
+
+    def _tokenizer(self, cell: Cell) -> Tokenizer:
+        return self.grid.tokenizers[self.grid.rows[cell.row].tokenizer].of(cell.seed)
+
+    def _resolved(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        return resolved(beside(tokenizer.config, self.config), flat(tokenizer.overrides))
 
     def _config(self, cell: Cell) -> tuple[Path, dict[str, Any]]:
         row = self.grid.rows[cell.row]

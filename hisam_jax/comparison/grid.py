@@ -44,10 +44,17 @@ class Tokenizer:
     Attributes:
         config: file of `hisam tokenize`.
         overrides: of its fields, nested as they are there.
+        seeded: fit it anew for every seed of a row, so that the spread of the seeds is that of IDs and model together;
+            otherwise all runs read the IDs of the config's own seed.
     """
 
     config: str
     overrides: Mapping = dataclasses.field(default_factory=dict)
+    seeded: bool = False
+
+    def of(self, seed: int) -> Tokenizer:
+        """What a run of this seed reads the IDs of."""
+        return dataclasses.replace(self, overrides={**self.overrides, "seed": seed}) if self.seeded else self
 
 
 @dataclasses.dataclass(frozen=True)
