@@ -6,6 +6,8 @@ DIR holds ml-latest-small and movielens-posters. Hardware: 2 CPU cores, about tw
 
 import ml_collections
 
+from hisam_jax.comparison.tokenizers import dst, of_four_codes
+
 CODES_ALONE = {"item_id": False, "features": False}
 
 
@@ -15,12 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
     Each has four codes of 256, but for the rows that are about their number.
     """
 
-    def dst(**settings) -> dict:
-        return {"config": "configs/tokenizer/dst.py", "overrides": {"dst": settings}}
-
-    def four(name: str) -> dict:
-        return {"config": f"configs/tokenizer/{name}.py", "overrides": {name: {"sizes": (256,) * 4}}}
-
     def row(name: str, group: str, tokenizer: str = "dst", against: str = "hmat", monitor: str = "", **model) -> dict:
         watched = {"training": {"monitor": monitor}} if monitor else {}
         return {
@@ -29,16 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
         }  # fmt: skip
 
     halves = {f"codes-{n}": dst(shared=(256,) * (n - 2), specific={"text": (256,), "image": (256,)}) for n in (3, 6)}
-    tokenizers = {
-        "dst": dst(),
-        "dst-no-mi": dst(mi_weight=0.0),
-        "dst-no-alignment": dst(mi_weight=0.0, alignment="none"),
-        "dst-shared": dst(shared=(256,) * 4, specific={"text": (), "image": ()}),
-        "dst-specific": dst(shared=(1,), specific={"text": (256, 256), "image": (256, 256)}),
-        **{name: four(name) for name in ("rqvae", "residual_kmeans", "opq", "random")},
-        **halves,
-    }
-    kinds = [name for name in tokenizers if not name.startswith("codes-")]
+    kinds = of_four_codes()
+    tokenizers = kinds | halves
     return ml_collections.ConfigDict(
         {
             "title": "Ablations",

@@ -7,6 +7,8 @@ and as long for each further seed of codes alone.
 
 import ml_collections
 
+from hisam_jax.comparison.tokenizers import four, of_four_codes
+
 CODES_ALONE = {"item_id": False, "features": False}
 EACH = ("both", "text", "posters")
 LEADING = (0, 1, 2)  # seeds of the rows that claims about tokenizers rest on
@@ -31,21 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     metrics = [f"{name}/{metric}" for name in ("retrieval", "generation") for metric in ("recall@10", "ndcg@10")]
 
-    def dst(**settings) -> dict:
-        return {"config": "configs/tokenizer/dst.py", "overrides": {"dst": settings}}
-
-    def four(name: str, **settings) -> dict:
-        return {"config": f"configs/tokenizer/{name}.py", "overrides": {name: {"sizes": (256,) * 4} | settings}}
-
-    tokenizers = {
-        "dst": dst(),
-        "dst-no-mi": dst(mi_weight=0.0),
-        "dst-no-alignment": dst(mi_weight=0.0, alignment="none"),
-        "dst-shared": dst(shared=(256,) * 4, specific={"text": (), "image": ()}),
-        "dst-specific": dst(shared=(1,), specific={"text": (256, 256), "image": (256, 256)}),
-        **{name: four(name) for name in ("rqvae", "residual_kmeans", "opq", "random")},
-        "balanced_kmeans": four("residual_kmeans", balanced=True),
-    }
+    tokenizers = of_four_codes() | {"balanced_kmeans": four("residual_kmeans", balanced=True)}
 
     def row(
         name: str, group: str, tokenizer="dst", against="hmat", datasets=("both",), note="", seeds=(), **model
