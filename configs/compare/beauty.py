@@ -25,7 +25,10 @@ PUBLISHED = (
         "HSTU", "quoted by later tables", "hstu", "retrieval", 0.0708, 0.0412,
         "its blocks alone: in HMAT's recipe, with text, ids and a tied query",
     ),
-    ("TIGER", "arXiv 2305.05065", "tiger", "generation", 0.0648, 0.0384, "20 beams; cut by its half hour"),
+    (
+        "TIGER", "arXiv 2305.05065", "tiger", "generation", 0.0648, 0.0384,
+        "one causal transformer for its two, no user token; its curve is flat at the end",
+    ),
     ("TIGER", "arXiv 2305.05065", "hmat-generation", "generation", 0.0648, 0.0384, "another model"),
     ("ActionPiece", "arXiv 2502.13581", "hmat-generation", "generation", 0.0775, 0.0424, "another model"),
 )  # fmt: skip
@@ -123,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
                 },
                 {
                     "name": "tiger", "config": "configs/beauty_tiger.py", "tokenizer": "rqvae", "group": THEIRS,
-                    "note": "codes are all it reads; 20 beams",
+                    "note": "codes are all it reads; 50 beams",
                 },
                 {
                     "name": "hmat-retrained", "config": "configs/beauty.py", "tokenizer": "dst",
