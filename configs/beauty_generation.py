@@ -1,6 +1,6 @@
 """HMAT on Amazon Beauty 2014 by generation alone: the next item's codes are generated, no other head is trained.
 
-Paper: Hi-SAM (arXiv 2602.11799); protocol of TIGER (arXiv 2305.05065). Hardware: 2 CPU cores.
+Paper: Hi-SAM (arXiv 2602.11799); protocol of TIGER (arXiv 2305.05065). Hardware: 2 CPU cores, half an hour of one.
 Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:512 --image-encoder none --out DATASET
           hisam tokenize --dataset DATASET --config configs/tokenizer/dst.py --out IDS
           hisam train --dataset DATASET --ids IDS --config configs/beauty_generation.py --workdir RUN

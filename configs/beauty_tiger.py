@@ -1,7 +1,7 @@
 """Generative retrieval as in TIGER on Amazon Beauty 2014, leave-one-out: RQ-VAE codes in, the next item's codes out.
 
 Paper: TIGER (arXiv 2305.05065); one causal transformer in place of its encoder and decoder, and no user token.
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, about half an hour of one.
 Commands: hisam prepare --source sequences --raw DIR --text-encoder tfidf_svd:512 --image-encoder none --out DATASET
           hisam tokenize --dataset DATASET --config configs/tokenizer/rqvae.py --out IDS
           hisam train --dataset DATASET --ids IDS --config configs/beauty_tiger.py --workdir RUN

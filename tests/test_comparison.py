@@ -18,12 +18,13 @@ from sklearn.metrics import roc_auc_score
 
 from hisam_jax.cells.processes import Failed, keep, note_failure
 from hisam_jax.claims import claim
-from hisam_jax.comparison import statistics, tables
+from hisam_jax.comparison import results, statistics, tables
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Grid, Tokenizer, flat
 from hisam_jax.comparison.inputs import Inputs
 from hisam_jax.comparison.plots import curves, curves_of
-from hisam_jax.comparison.predictions import GROUPS, LISTS, LOGITS, Frame, Scores, is_frame
+from hisam_jax.comparison.predictions import GROUPS, LISTS, LOGITS, PREDICTIONS, Frame, Scores, is_frame, load_scores
+from hisam_jax.comparison.results import Scored
 from hisam_jax.comparison.run import compare
 from hisam_jax.comparison.runs import cut_from
 from hisam_jax.config import load_config
@@ -495,6 +496,30 @@ def test_a_tokenizer_that_could_not_be_fitted_may_be_mended(tmp_path, monkeypatc
         inputs.ids("tiny", "rk", mended, "remove it")
 
 
+def test_scores_are_read_once_until_their_run_is_another(tmp_path):
+    """What was drawn of a run that is gone must not stand for the one in its place."""
+    rng = np.random.default_rng(3)
+    frame, file = frame_of(30, rng), tmp_path / PREDICTIONS
+    shop = Workshop(Grid.of(grid_config({"hmat": row()})), tmp_path, tmp_path / "grid.py")
+
+    def leave(logits: np.ndarray) -> None:
+        of_frame = {"user": frame.user_T, "item": frame.item_T, "label": frame.label_E}
+        np.savez(file, **of_frame, ranking_logits=logits)
+
+    def area() -> float:
+        known = results._read(shop, file, lambda: load_scores(tmp_path, frame))
+        scored = Scored("tiny", frame, {}, {"hmat": [known]})
+        return results._measured(shop, scored, "hmat")["metrics"]["ranking/auc"]["value"]
+
+    leave(frame.label_E.astype(float))
+    assert area() == 1.0
+    once = shop.read[file][1]
+    assert area() == 1.0 and shop.read[file][1] is once and len(shop.rows) == 1
+    leave(-frame.label_E.astype(float))
+    os.utime(file, ns=(0, 1))  # two files of one tick of the clock would pass for one
+    assert area() == 0.0 and shop.read[file][1] is not once
+
+
 @pytest.mark.parametrize("seeded", [False, True])
 def test_a_seeded_tokenizer_is_fitted_for_every_seed_and_the_others_once(seeded, tmp_path, monkeypatch):
     made = []
@@ -504,19 +529,19 @@ def test_a_seeded_tokenizer_is_fitted_for_every_seed_and_the_others_once(seeded,
         Path(command[command.index("--out") + 1]).mkdir()
 
     monkeypatch.setattr("hisam_jax.comparison.inputs.execute", fits)
-    entry = {"config": RK, "overrides": SMALL | ({"seed": 1} if seeded else {}), "seeded": seeded}
+    entry = {"config": RK, "overrides": SMALL, "seeded": seeded}
     grid = Grid.of(grid_config({"hmat": row(), "flat": row(anchors=False)}, tokenizers={"rk": entry}, seeds=(0, 1, 2)))
     shop = Workshop(grid, tmp_path / "out", tmp_path / "grid.py", given={"tiny": tmp_path / "tiny"})
     shop.check(list(grid.cells()))
     found = {cell: shop.ids(cell) for cell in grid.cells()}
     assert all(found[cell] == found[dataclasses.replace(cell, row="flat")] for cell in found)
-    names = {cell.seed: folder.name for cell, folder in found.items()}
-    fitted = {cell.seed: shop.settings(cell)["tokenizer"]["seed"] for cell in found}
-    if seeded:
-        assert names == {0: "rk.seed-0", 1: "rk", 2: "rk.seed-2"}  # what the config itself asks for keeps its name
-        assert fitted == {0: 0, 1: 1, 2: 2} and len(made) == 3
-    else:
-        assert set(names.values()) == {"rk"} and set(fitted.values()) == {0} and len(made) == 1
+    for cell, folder in found.items():
+        seed = cell.seed if seeded else 0
+        assert folder.name == (f"rk.seed-{seed}" if seeded else "rk")
+        assert json.loads((folder.parent / f"{folder.name}.json").read_text())["tokenizer"]["seed"] == seed
+        assert shop.settings(cell)["tokenizer"]["seed"] == seed
+    asked = [[word for word in command if "seed=" in word] for command in made]
+    assert asked == ([["--config.seed=0"], ["--config.seed=1"], ["--config.seed=2"]] if seeded else [[]])
 
 
 def test_a_run_that_its_time_limit_ended_is_told_from_those_that_ended_otherwise():

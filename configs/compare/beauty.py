@@ -27,7 +27,7 @@ PUBLISHED = (
     ),
     (
         "TIGER", "arXiv 2305.05065", "tiger", "generation", 0.0648, 0.0384,
-        "one causal transformer for its two, no user token; its curve is flat at the end",
+        "one causal transformer for its two, no user token",
     ),
     ("TIGER", "arXiv 2305.05065", "hmat-generation", "generation", 0.0648, 0.0384, "another model"),
     ("ActionPiece", "arXiv 2502.13581", "hmat-generation", "generation", 0.0775, 0.0424, "another model"),

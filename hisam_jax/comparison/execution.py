@@ -47,7 +47,7 @@ class Workshop:
         given: datasets that are prepared already, by name.
         steps: updates of every run at most, for a trial; 0: as the configs say.
         rows: metrics of rows and of pairs, by the runs that they were made of.
-        read: frames by dataset and scores by cell, as read once: what is drawn of a run is kept as long as they are.
+        read: what was read of a file, by when it was written: what is drawn of a run is kept as long as its scores are.
     """
 
     grid: Grid
@@ -57,7 +57,7 @@ class Workshop:
     given: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     steps: int = 0
     rows: dict[tuple, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    read: dict[str | Cell, Any] = dataclasses.field(default_factory=dict)
+    read: dict[Path, tuple[int, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def inputs(self) -> Inputs:
@@ -95,10 +95,8 @@ class Workshop:
     def ids(self, cell: Cell) -> Path:
         """Semantic IDs that a cell reads; made where they are not there."""
         name = self.grid.rows[cell.row].tokenizer
-        entry, tokenizer = self.grid.tokenizers[name], self._tokenizer(cell)
-        own = self._resolved(tokenizer) == self._resolved(entry)
-        folder = name if own else f"{name}.seed-{cell.seed}"
-        return self.inputs.ids(cell.dataset, folder, tokenizer, _hint(f"{folder}.json"))
+        folder = f"{name}.seed-{cell.seed}" if self.grid.tokenizers[name].seeded else name
+        return self.inputs.ids(cell.dataset, folder, self._tokenizer(cell), _hint(f"{folder}.json"))
 
     def train(self, cell: Cell) -> list[str]:
         """The command that trains a cell."""
@@ -145,7 +143,7 @@ class Workshop:
             row = self.grid.rows[name]
             self._check_part(f"rows.{name}", row.config_of(dataset), row.overrides, _check_run)
         for name in dict.fromkeys(self.grid.rows[cell.row].tokenizer for cell in cells):
-            entry = self.grid.tokenizers[name].of(seed=0)
+            entry = self.grid.tokenizers[name]
             self._check_part(f"tokenizers.{name}", entry.config, entry.overrides, settings_of)
         for cell in cells:
             folder = self.out / cell.folder

@@ -45,7 +45,7 @@ class Tokenizer:
         config: file of `hisam tokenize`.
         overrides: of its fields, nested as they are there.
         seeded: fit it anew for every seed of a row, so that the spread of the seeds is that of IDs and model together;
-            otherwise all runs read the IDs of the config's own seed.
+            otherwise all runs read the IDs of the config's own seed. Theirs lie in folders of their own, `NAME.seed-N`.
     """
 
     config: str

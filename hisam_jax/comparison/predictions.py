@@ -21,6 +21,7 @@ from hisam_jax.inference import scoring
 from hisam_jax.remote import write_results
 
 TARGETS = "targets.npz"
+PREDICTIONS = "predictions.npz"
 OWN_ROWS = (*BASELINES, ORACLE)  # of every table that has what they need
 LISTS = ("blend", "hybrid", *scoring.LISTS)
 LOGITS = ("ranking", "request")  # of rated events: after all before each, or as candidates of one request a user
@@ -128,8 +129,8 @@ def load_scores(folder: Path, frame: Frame) -> Scores:
     Raises:
         UserError: of other targets than the frame's.
     """
-    with np.load(folder / "predictions.npz") as file:
-        frame.check(file, folder / "predictions.npz")
+    with np.load(folder / PREDICTIONS) as file:
+        frame.check(file, folder / PREDICTIONS)
         lists = [name for name in LISTS if f"{name}_masked" in file]
         ranks = {name: Ranks(file[f"{name}_masked"], file[f"{name}_unmasked"]) for name in lists}
         return Scores(ranks, {kind: file[f"{kind}_logits"] for kind in LOGITS if f"{kind}_logits" in file})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from hisam_jax.comparison import statistics
 from hisam_jax.comparison.execution import Workshop
 from hisam_jax.comparison.grid import Cell
 from hisam_jax.comparison.plots import curves, curves_of, forest, leading
-from hisam_jax.comparison.predictions import TARGETS, Frame, Scores, load_frame, load_scores
+from hisam_jax.comparison.predictions import PREDICTIONS, TARGETS, Frame, Scores, load_frame, load_scores
 from hisam_jax.comparison.runs import taken
 from hisam_jax.comparison.tables import markdown
 from hisam_jax.data.dataset import read_manifest
@@ -72,16 +72,24 @@ def write(shop: Workshop, result: Mapping[str, Any], plots: bool = True) -> None
 
 
 def _scored(shop: Workshop, dataset: str) -> Scored:
-    folder, read = shop.frame(dataset), shop.read
-    if dataset not in read:
-        read[dataset] = load_frame(folder)
-    frame, simple = read[dataset]
+    folder = shop.frame(dataset)
+    frame, simple = _read(shop, folder / TARGETS, lambda: load_frame(folder))
     cells = _finished(shop, dataset)
-    for cell in itertools.chain(*cells.values()):
-        if cell not in read:
-            read[cell] = load_scores(shop.out / cell.folder / "run", frame)
-    scores = {row: [read[cell] for cell in of] for row, of in cells.items()}
+
+    def scores_of(cell: Cell) -> Scores:
+        run = shop.out / cell.folder / "run"
+        return _read(shop, run / PREDICTIONS, lambda: load_scores(run, frame))
+
+    scores = {row: [scores_of(cell) for cell in of] for row, of in cells.items()}
     return Scored(dataset, frame, cells, {name: [one] for name, one in simple.items()} | scores)
+
+
+def _read(shop: Workshop, file: Path, load: Callable[[], Any]) -> Any:
+    """What `load` gives, once for as long as the file is the same one."""
+    written = file.stat().st_mtime_ns
+    if shop.read.get(file, (None,))[0] != written:
+        shop.read[file] = written, load()
+    return shop.read[file][1]
 
 
 def _of_dataset(shop: Workshop, scored: Scored) -> dict[str, Any]:
@@ -140,7 +148,7 @@ def _across(shop: Workshop, scored: Mapping[str, Scored], ours: str, theirs: str
 
 def _measured(shop: Workshop, scored: Scored, row: str) -> dict[str, Any]:
     """Metrics of a row, of each group too, worked out once for the same runs: they cost thousands of resamples."""
-    key = "row", scored.dataset, row, scored.seeds(row)
+    key = "row", scored.frame, *scored.known[row]
     if key not in shop.rows:
         bootstrap = Bootstrap(resamples=shop.grid.resamples)
         tables = {g: statistics.metrics(scored.known[row], scored.frame, bootstrap, g) for g in (None, *GROUPS)}
@@ -150,7 +158,7 @@ def _measured(shop: Workshop, scored: Scored, row: str) -> dict[str, Any]:
 
 def _paired(shop: Workshop, mine: Scored, row: str, other: Scored, rival: str) -> dict[str, Any]:
     """Differences of two rows, worked out once for the same runs."""
-    key = "pair", mine.dataset, row, mine.seeds(row), other.dataset, rival, other.seeds(rival)
+    key = "pair", mine.frame, *mine.known[row], "less", *other.known[rival]
     if key not in shop.rows:
         bootstrap = Bootstrap(resamples=shop.grid.resamples)
         shop.rows[key] = _against(mine.known[row], other.known[rival], mine.frame, bootstrap)

@@ -14,7 +14,7 @@ from hisam_jax.training.metrics import read_metrics
 
 
 def taken(folders: Sequence[Path], seeds: Sequence[int]) -> dict[str, Any]:
-    """What a row's runs took, means over its seeds, and the validation curve of the first."""
+    """What a row's runs took, means over its seeds; parameters, operations and the curve are the first's."""
     records, plans = (
         [json.loads((folder / name).read_text()) for folder in folders] for name in ("run.json", "config.json")
     )
