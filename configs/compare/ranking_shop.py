@@ -1,8 +1,8 @@
 """Ranking on the embedded shop at a million events, each user's last tenth held out: HMAT, DIN, QARM with each code.
 
 Command: hisam compare configs/compare/ranking_shop.py --out runs/compare-ranking-shop --jobs 2
-Needs no data. Hardware: 2 CPU cores, about 45 minutes of a core a seed, 40 more for
-each of the rows that have two.
+Needs no data. Hardware: 2 CPU cores, about 45 minutes of a core a seed, and 35 for
+the two rows that have two seeds.
 """
 
 import ml_collections
