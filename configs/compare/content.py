@@ -11,7 +11,8 @@ from hisam_jax.comparison.tokenizers import four, of_four_codes
 
 CODES_ALONE = {"item_id": False, "features": False}
 EACH = ("both", "text", "posters")
-LEADING = ("dst", "dst-no-mi", "dst-specific", "rqvae", "random", "balanced_kmeans")  # claims rest on them: two seeds
+TWO = (0, 1)  # seeds of what claims rest on: the whole DST, and these
+LEADING = ("dst-no-mi", "dst-specific", "rqvae", "random", "balanced_kmeans")
 NOTE = "A row of two seeds has its tokenizer fitted anew for each; its parameters are those of the first."
 
 
@@ -21,8 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     User vectors are tied: on MovieLens-1M they learn faster than projected ones.
 
     All tokenizers have four codes of 256. An item's codes are learnt from its own events too, so that random ones are
-    an id of few parameters: what content is worth to codes is how far the others are ahead of them. Those
-    that claims rest on have two seeds, of the tokenizer and the model that reads it together.
+    an id of few parameters: what content is worth to codes is how far the others are ahead of them. Those that claims
+    rest on have two seeds, of the tokenizer and the model that reads it together.
     """
     raw = {"source": "sequences", "raw": "{data}/ml-1m"}
     posters = raw | {"images": "{data}/movielens-posters"}
@@ -44,7 +45,6 @@ def get_config() -> ml_collections.ConfigDict:
             "overrides": {"model": {"tied_query": True} | model, "training": {"max_minutes": None}},
         }  # fmt: skip
 
-    others = [name for name in tokenizers if name != "dst"]
     return ml_collections.ConfigDict(
         {
             "title": "Content on MovieLens-1M",
@@ -75,13 +75,13 @@ def get_config() -> ml_collections.ConfigDict:
                     note="tokens of codes that say nothing",
                 ),
                 row("no-item-id", "parts", datasets=EACH, item_id=False, note="features and codes"),
-                row("codes-dst", "codes alone", datasets=EACH, seeds=(0, 1), **CODES_ALONE),
+                row("codes-dst", "codes alone", datasets=EACH, seeds=TWO, **CODES_ALONE),
                 *(
                     row(
-                        f"codes-{name}", "codes alone", name, "codes-dst", seeds=(0, 1) if name in LEADING else (),
+                        f"codes-{name}", "codes alone", name, "codes-dst", seeds=TWO if name in LEADING else (),
                         **CODES_ALONE,
                     )
-                    for name in others
+                    for name in tokenizers if name != "dst"
                 ),
             ),
         }

@@ -44,10 +44,6 @@ class Scored:
     cells: Mapping[str, Sequence[Cell]]
     known: Mapping[str, Sequence[Scores]]
 
-    def seeds(self, row: str | None) -> tuple[int, ...]:
-        """Of a row's finished cells; none of a baseline."""
-        return tuple(cell.seed for cell in self.cells.get(row, ()))
-
 
 def collect(shop: Workshop) -> dict[str, Any]:
     """Everything that is known by now; a row is there with its first finished seed."""
@@ -103,7 +99,7 @@ def _of_dataset(shop: Workshop, scored: Scored) -> dict[str, Any]:
             rows[row] |= {"against": {"row": rival} | _paired(shop, scored, row, scored, rival)}
         if row in scored.cells:
             folders = [shop.out / cell.folder / "run" for cell in scored.cells[row]]
-            rows[row] |= taken(folders, scored.seeds(row))
+            rows[row] |= taken(folders, [cell.seed for cell in scored.cells[row]])
             rows[row] |= {"group": grid.rows[row].group, "note": grid.rows[row].note}
         if row == ORACLE:
             rows[row] |= {"group": "what the shop knows"}

@@ -127,11 +127,14 @@ def _ranking(
         "gauc": intervals.mean_gauc(labels, logits[0], users, bootstrap, logits[1]),
         "auc": intervals.of_means(*areas),
     }
-    if results["gauc"] and len(ours) > 1 and not theirs:
-        results["gauc"]["seeds"] = [ranking.gauc(labels, scores, users) for scores in logits[0]]
-    if results["auc"] and len(ours) > 1 and not theirs:
-        results["auc"]["seeds"] = [one.value for one in areas[0]]
-    return {f"{name}/{metric}": result for metric, result in results.items() if result}
+    found = {metric: result for metric, result in results.items() if result}
+    if len(ours) > 1 and not theirs:
+        by_seed = {
+            "gauc": [ranking.gauc(labels, scores, users) for scores in logits[0]],
+            "auc": [one.value for one in areas[0]],
+        }
+        found = {metric: result | {"seeds": by_seed[metric]} for metric, result in found.items()}
+    return {f"{name}/{metric}": result for metric, result in found.items()}
 
 
 def _drawn_auc(scores: Scores, name: str, frame: Frame, group: str | None, bootstrap: Bootstrap) -> Drawn:
